@@ -1,0 +1,31 @@
+"""Bayesian machine-learned potentials in ASE molecular dynamics.
+
+Three names are enough for a simulation with error bars; everything else lives in the submodule
+that the documentation names. Nothing heavy is imported until one of them is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ase_bayesmlip._version import __version__
+
+if TYPE_CHECKING:
+    from ase_bayesmlip.calculator import BayesianCalculator
+    from ase_bayesmlip.md.monitor import UncertaintyMonitor
+    from ase_bayesmlip.serving.runtime import load_model
+
+__all__ = ["BayesianCalculator", "UncertaintyMonitor", "__version__", "load_model"]
+
+_HOME = {
+    "BayesianCalculator": "ase_bayesmlip.calculator",
+    "UncertaintyMonitor": "ase_bayesmlip.md.monitor",
+    "load_model": "ase_bayesmlip.serving.runtime",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'ase_bayesmlip' has no attribute {name!r}")

@@ -1,0 +1,268 @@
+"""`BayesianCalculator`: a served model as an ASE calculator with error bars."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import (
+    Calculator,
+    PropertyNotImplementedError,
+    all_changes,
+)
+from ase.data import chemical_symbols
+from ase.outputs import Properties, all_outputs
+
+from ase_bayesmlip.card import ModelCard
+from ase_bayesmlip.neighbors import NeighborList, atomic_graph, complete_cell, neighbor_edges
+from ase_bayesmlip.prediction import to_results
+from ase_bayesmlip.serving.runtime import LoadedModel, load_model
+
+MEAN = ["energy", "free_energy", "energies", "forces", "stress"]
+SPLIT = ["energy_var", "energies_var", "forces_cov"]
+DERIVED = ["energy_uncertainty", "forces_var", "forces_uncertainty", "forces_std"]
+STRESS_SPREAD = ["stress_var", "stress_cov"]
+ENSEMBLE = ["energy_ensemble", "forces_ensemble", "stress_ensemble"]
+
+# Two atoms closer than this, Å, are taken for a mistake in the input: nuclei of a bond are never
+# so close, and no training set covers it.
+MIN_DISTANCE = 0.2
+
+
+class BayesianCalculator(Calculator):
+    """Energy, forces and stress of a served model, with their variances.
+
+    Parameters
+    ----------
+    model : path or LoadedModel
+        A file written by ``bayesmlip serve``.
+    device : str
+        ``"cpu"`` or ``"cuda"``.
+    dtype : "float32", "float64" or None
+        None takes the precision of the training. Use ``"float64"`` for long NVE runs.
+    skin : float, Å
+        Neighbours are searched again when an atom has moved by half of it.
+    return_members : bool
+        Whether `results` holds ``energy_ensemble``, ``forces_ensemble`` and ``stress_ensemble``.
+
+    Attributes
+    ----------
+    card : ModelCard
+    implemented_properties : list of str
+        What this file can give. A quantity that its posterior cannot know is not in the list, and
+        asking for it raises `PropertyNotImplementedError`.
+
+    Notes
+    -----
+    Results are float64 arrays of their own, in eV and Å; the README has
+    the table of keys, shapes and units. `export_properties` passes on the names that ASE knows, so trajectories, databases
+    and drivers that ask for "all properties" keep working.
+    """
+
+    # The model sees neither, so a change of them needs no new evaluation.
+    ignored_changes = frozenset({"initial_charges", "initial_magmoms"})
+
+    def __init__(
+        self,
+        model: str | Path | LoadedModel,
+        device: str = "cpu",
+        dtype: str | None = None,
+        skin: float = 0.5,
+        return_members: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = model if isinstance(model, LoadedModel) else load_model(model, device, dtype)
+        self.card: ModelCard = self.model.card
+        self.return_members = return_members
+        self._neighbors = NeighborList(self.card.cutoff, skin)
+        self.implemented_properties = _implemented(self.card, return_members)
+        self.parameters.update(
+            model=self.model.path,
+            device=str(self.model.device),
+            dtype=self.model.dtype,
+            skin=skin,
+            return_members=return_members,
+        )
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = tuple(all_changes),
+    ) -> None:
+        """Evaluate the model once and fill `results` with everything it gives.
+
+        Raises
+        ------
+        ValueError
+            Before the model runs, if the structure is empty, holds an element the model does not
+            know, has non-finite positions, overlapping atoms, or a periodic cell without volume.
+        """
+        super().calculate(atoms, properties, system_changes)
+        check_structure(self.atoms, self.card)
+        edges = self._neighbors(self.atoms)
+        check_distances(self.atoms, edges)
+        graph = atomic_graph(self.atoms, edges)
+        stress = self.atoms.cell.rank == 3
+        prediction = self.model.predict([graph], stress=stress, members=self.return_members)
+        self.results = to_results(prediction, [len(self.atoms)])[0]
+
+    def evaluate(self, frames: Sequence[Atoms], batch_size: int = 32) -> list[dict[str, Any]]:
+        """Results of many structures, evaluated `batch_size` at a time; the cache is untouched.
+
+        Returns
+        -------
+        list of dict
+            One per frame, with the keys of `results`.
+
+        Raises
+        ------
+        ValueError
+            As `calculate`; the message names the frame.
+        """
+        results: list[dict[str, Any]] = []
+        for start in range(0, len(frames), batch_size):
+            chunk = list(frames[start : start + batch_size])
+            graphs = [self._checked_graph(atoms, start + k) for k, atoms in enumerate(chunk)]
+            stress = any(atoms.cell.rank == 3 for atoms in chunk)
+            prediction = self.model.predict(graphs, stress=stress, members=self.return_members)
+            found = to_results(prediction, [len(atoms) for atoms in chunk])
+            for atoms, result in zip(chunk, found, strict=True):
+                if atoms.cell.rank < 3:
+                    for name in ("stress", *STRESS_SPREAD, "stress_ensemble"):
+                        result.pop(name, None)
+            results += found
+        return results
+
+    def _checked_graph(self, atoms: Atoms, number: int) -> Any:
+        try:
+            check_structure(atoms, self.card)
+            cutoff = self.card.cutoff
+            edges = neighbor_edges(atoms.positions, complete_cell(atoms), atoms.pbc, cutoff)
+            check_distances(atoms, edges)
+        except ValueError as error:
+            raise ValueError(f"frame {number}: {error}") from error
+        return atomic_graph(atoms, edges)
+
+    def get_property(
+        self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
+    ) -> Any:
+        """A result by name, calculated if necessary.
+
+        Raises
+        ------
+        PropertyNotImplementedError
+            If this file cannot give it; the message says what the file holds.
+        """
+        if name not in self.implemented_properties:
+            card = self.card
+            raise PropertyNotImplementedError(
+                f"{name} is not available: the file holds a posterior of kind '{card.kind}' with "
+                f"{card.n_members} member(s), epistemic part: {_yes(card.has_epistemic)}, "
+                f"aleatoric energy: {_yes(card.has_aleatoric_energy)}, aleatoric forces: "
+                f"{_yes(card.has_aleatoric_forces)}, members returned: "
+                f"{_yes(self.return_members)}. Available: {', '.join(self.implemented_properties)}"
+            )
+        return super().get_property(name, atoms, allow_calculation)
+
+    def export_properties(self) -> Any:
+        """The results under names that ASE knows; extra keys would break `Atoms.get_properties`."""
+        return Properties({k: v for k, v in self.results.items() if k in all_outputs})
+
+    def attach_uncertainty(self, atoms: Atoms, prefix: str = "") -> None:
+        """Copy variances and standard deviations into `atoms.info` and `atoms.arrays`.
+
+        They then survive extended XYZ, which drops results that ASE does not know. Covariances of
+        each atom are flattened to nine columns.
+
+        Parameters
+        ----------
+        atoms : Atoms
+            A structure with the same atoms as the last evaluation.
+        prefix : str
+            Put before every name.
+
+        Raises
+        ------
+        ValueError
+            If nothing was evaluated yet, or the number of atoms differs.
+        """
+        if not self.results:
+            raise ValueError("nothing to attach: evaluate first, e.g. atoms.get_forces()")
+        if len(self.results["forces"]) != len(atoms):
+            raise ValueError(
+                f"the last evaluation had {len(self.results['forces'])} atoms, these are "
+                f"{len(atoms)}"
+            )
+        for name, value in self.results.items():
+            if name in MEAN or name in ENSEMBLE:
+                continue
+            if isinstance(value, np.ndarray) and value.shape[:1] == (len(atoms),):
+                per_atom = value.reshape(len(atoms), -1) if value.ndim > 2 else value
+                atoms.arrays[prefix + name] = per_atom.copy()
+            else:
+                atoms.info[prefix + name] = value
+
+
+def _implemented(card: ModelCard, return_members: bool) -> list[str]:
+    names = list(MEAN)
+    for name in SPLIT:
+        has_noise = card.has_aleatoric_forces if name == "forces_cov" else card.has_aleatoric_energy
+        parts = [("epistemic", card.has_epistemic), ("aleatoric", has_noise)]
+        known = [f"{name}_{kind}" for kind, available in parts if available]
+        names += [name, *known] if known else []
+    if "energy_var" in names:
+        names.append("energy_uncertainty")
+    if "forces_cov" in names:
+        names += DERIVED[1:]
+    if card.has_epistemic:
+        names += STRESS_SPREAD
+    return names + (ENSEMBLE if return_members else [])
+
+
+def _yes(flag: bool) -> str:
+    return "yes" if flag else "no"
+
+
+def check_structure(atoms: Atoms, card: ModelCard) -> None:
+    """Raise `ValueError` for a structure that the model cannot be asked about."""
+    if len(atoms) == 0:
+        raise ValueError("the structure has no atoms")
+    unknown = sorted({int(z) for z in atoms.numbers} - set(card.atomic_numbers))
+    if unknown:
+        raise ValueError(
+            f"the model does not know {', '.join(chemical_symbols[z] for z in unknown)}; it was "
+            f"trained on {', '.join(chemical_symbols[z] for z in card.atomic_numbers)}"
+        )
+    bad = np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))
+    if bad.size:
+        raise ValueError(f"positions of atoms {bad[:10].tolist()} are not finite")
+    if not np.isfinite(atoms.cell.array).all():
+        raise ValueError("the cell is not finite")
+    volume = abs(np.linalg.det(complete_cell(atoms)))
+    if atoms.pbc.any() and (volume < 1e-6 or not _periodic_vectors_given(atoms)):
+        raise ValueError(
+            f"pbc is {atoms.pbc.tolist()}, but the cell has no volume along the periodic "
+            f"directions: {atoms.cell.array.tolist()}; set atoms.cell or pbc=False"
+        )
+
+
+def _periodic_vectors_given(atoms: Atoms) -> bool:
+    vectors = atoms.cell.array[atoms.pbc]
+    return bool(np.linalg.matrix_rank(vectors) == len(vectors))
+
+
+def check_distances(atoms: Atoms, edges: tuple[np.ndarray, np.ndarray]) -> None:
+    """Raise `ValueError` if two atoms overlap."""
+    (i, j), shift = edges
+    vectors = atoms.positions[j] - atoms.positions[i] + shift @ complete_cell(atoms)
+    squared = np.einsum("ec,ec->e", vectors, vectors)
+    if squared.size and squared.min() < MIN_DISTANCE**2:
+        k = int(squared.argmin())
+        raise ValueError(
+            f"atoms {i[k]} and {j[k]} overlap: they are {np.sqrt(squared[k]):.3f} Å apart (the "
+            f"smallest distance allowed is {MIN_DISTANCE} Å)"
+        )

@@ -1,0 +1,149 @@
+"""The model card: the JSON inside a served file that says what the file is.
+
+This module is free of torch, so that ``bayesmlip inspect model.pt`` reads a card with `zipfile`
+alone and never executes what it inspects.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+FORMAT_VERSION = 1
+CARD_NAME = "extra/model_card.json"
+
+UNITS = {"energy": "eV", "length": "Å", "forces": "eV/Å", "stress": "eV/Å³"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCard:
+    """Everything a user may want to know of a served file without running it.
+
+    Attributes
+    ----------
+    kind : str
+        Posterior: ``"ensemble"``, ``"point"``, ...
+    n_members : int
+        Posterior samples mixed in the file.
+    backbone : str
+    cutoff : float, Å
+    atomic_numbers : list of int
+        Elements the model knows.
+    dtype : str
+        ``"float32"`` or ``"float64"``.
+    reference_energies : dict of str to float, eV
+        Energy of the isolated atom by chemical symbol.
+    ddof : int
+        Spread over S samples divides by S - ddof.
+    has_epistemic : bool
+        Whether the members' spread is known (two or more members).
+    has_aleatoric_energy, has_aleatoric_forces : bool
+        Whether training fitted the noise of energies, and of forces.
+    n_parameters : int
+        Of one member.
+    training : dict
+        Data files, checksums, number of frames, errors on the validation set.
+    calibration : dict
+        ``n_frames``, ``sha256`` and ``scores`` (name -> sorted scores of the calibration frames),
+        from which a monitor turns a false-alarm rate into a threshold. Empty when not calibrated.
+    config : dict
+        The resolved training configuration.
+    probe : dict
+        A small structure with its expected energy, forces and variances: the self-test on load.
+    versions : dict of str to str
+    created : str
+        ISO date and time.
+    format_version : int
+        Append-only: a later version only adds fields.
+    units : dict of str to str
+    """
+
+    kind: str
+    n_members: int
+    backbone: str
+    cutoff: float
+    atomic_numbers: list[int]
+    dtype: str
+    reference_energies: dict[str, float]
+    has_epistemic: bool
+    has_aleatoric_energy: bool
+    has_aleatoric_forces: bool
+    n_parameters: int
+    ddof: int = 1
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    calibration: dict[str, Any] = dataclasses.field(default_factory=dict)
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    probe: dict[str, Any] = dataclasses.field(default_factory=dict)
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    created: str = ""
+    format_version: int = FORMAT_VERSION
+    units: dict[str, str] = dataclasses.field(default_factory=lambda: dict(UNITS))
+
+    def to_json(self) -> str:
+        """The card as indented JSON text."""
+        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "model card") -> ModelCard:
+        """Read a card; unknown fields of the same format version are ignored.
+
+        Raises
+        ------
+        ValueError
+            If the text is no card, lacks a required field, or was written by a newer format.
+        """
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{source}: the model card is not valid JSON ({error})") from error
+        if not isinstance(content, dict) or "format_version" not in content:
+            raise ValueError(f"{source}: the model card states no format_version")
+        version = content["format_version"]
+        if version > FORMAT_VERSION:
+            raise ValueError(
+                f"{source}: format version {version} is newer than {FORMAT_VERSION}, the newest "
+                "this installation reads; upgrade with `pip install -U ase-bayesmlip`"
+            )
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        required = {
+            name
+            for name, field in fields.items()
+            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        }
+        missing = sorted(required - content.keys())
+        if missing:
+            raise ValueError(f"{source}: the model card lacks {', '.join(missing)}")
+        return cls(**{name: value for name, value in content.items() if name in fields})
+
+
+def read_card(path: str | Path) -> ModelCard:
+    """Read the model card of a served file without importing torch.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is not a served model, is cut short, or is of a newer format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no model file at {path}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith("/" + CARD_NAME)]
+            if not names:
+                raise ValueError(
+                    f"{path} is an archive without a model card ({CARD_NAME}): not a file written "
+                    "by `bayesmlip serve`"
+                )
+            text = archive.read(names[0]).decode("utf-8")
+    except zipfile.BadZipFile as error:
+        raise ValueError(
+            f"{path} is not a served model, or is cut short ({error}); write it again with "
+            "`bayesmlip serve RUN -o model.pt`"
+        ) from error
+    return ModelCard.from_json(text, source=str(path))

@@ -1,0 +1,190 @@
+"""The command ``bayesmlip``: train, serve, inspect, md, demo."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ase_bayesmlip._version import __version__
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; errors that a user can repair are printed without a traceback."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        parsed.run(parsed)
+    except (ValueError, FileNotFoundError, FileExistsError, ImportError) as error:
+        print(f"bayesmlip {parsed.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"bayesmlip {parsed.command}: interrupted; what was written is kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bayesmlip",
+        description="Bayesian machine-learned potentials in ASE molecular dynamics.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_serve(commands)
+    _add_inspect(commands)
+    _add_md(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _add_train(commands: Any) -> None:
+    parser = commands.add_parser("train", help="train the potential(s) of a configuration")
+    parser.add_argument("config", type=Path, help="YAML configuration")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--jobs", type=int, default=1, help="members trained at a time")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.set_defaults(run=_train)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from ase_bayesmlip.config import load_config
+    from ase_bayesmlip.posteriors import POSTERIORS
+
+    config = load_config(arguments.config)
+    POSTERIORS[config.posterior.kind].fit(
+        config,
+        arguments.out,
+        resume=arguments.resume,
+        device=arguments.device,
+        jobs=arguments.jobs,
+        progress=not arguments.quiet,
+    )
+    print(f"trained; next: bayesmlip serve {arguments.out} -o model.pt")
+
+
+def _add_serve(commands: Any) -> None:
+    parser = commands.add_parser("serve", help="write the posterior of a run as one file")
+    parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the file, model.pt")
+    parser.add_argument("--samples", type=int, help="posterior samples (default: all members)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draw")
+    parser.add_argument(
+        "--calibration",
+        nargs="+",
+        help="frames that fix the monitor's thresholds (default: data.calibration of the run)",
+    )
+    parser.set_defaults(run=_serve)
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    import torch
+    import yaml
+
+    from ase_bayesmlip.posteriors import POSTERIORS
+    from ase_bayesmlip.serving.export import export_members
+
+    path = arguments.folder / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"{arguments.folder} is no run written by `bayesmlip train`")
+    kind = yaml.safe_load(path.read_text(encoding="utf-8"))["posterior"]["kind"]
+    posterior = POSTERIORS[kind]
+    state = posterior.load(arguments.folder)
+    generator = torch.Generator().manual_seed(arguments.seed)
+    members = posterior.draw(state, arguments.samples, generator)
+    export_members(members, state.config, state.record, arguments.output)
+    frames = arguments.calibration or state.config.data.calibration
+    if frames and len(members) > 1:
+        _calibrate(arguments.output, frames, state.config.data)
+    elif not frames:
+        print("no calibration frames: a monitor will need a threshold in eV/Å", file=sys.stderr)
+    print(f"wrote {arguments.output}; look at it with: bayesmlip inspect {arguments.output}")
+
+
+def _calibrate(path: Path, frames: Any, data: Any) -> None:
+    """Score the calibration frames and keep the scores in the card."""
+    import dataclasses
+
+    from ase_bayesmlip.calculator import BayesianCalculator
+    from ase_bayesmlip.datasets import read_frames, sha256
+    from ase_bayesmlip.md.threshold import calibration_scores
+    from ase_bayesmlip.serving.export import replace_card
+
+    labelled = read_frames(frames, data.keys, data.units)
+    calculator = BayesianCalculator(path)
+    atoms = [frame.atoms for frame in labelled]
+    record = {
+        "n_frames": len(labelled),
+        "sha256": sha256(labelled),
+        "scores": calibration_scores(calculator.evaluate(atoms), atoms),
+    }
+    replace_card(path, dataclasses.replace(calculator.card, calibration=record))
+
+
+def _add_inspect(commands: Any) -> None:
+    parser = commands.add_parser("inspect", help="print the card of a served file (no torch)")
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--json", action="store_true", help="the whole card as JSON")
+    parser.set_defaults(run=_inspect)
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from ase_bayesmlip.card import read_card
+
+    card = read_card(arguments.model)
+    if arguments.json:
+        print(card.to_json())
+        return
+    from ase.data import chemical_symbols
+
+    parts = [("epistemic (spread of members)", card.has_epistemic)]
+    parts += [("aleatoric energy", card.has_aleatoric_energy)]
+    parts += [("aleatoric forces", card.has_aleatoric_forces)]
+    calibration = card.calibration.get("n_frames")
+    rows = {
+        "posterior": f"{card.kind}, {card.n_members} member(s), ddof {card.ddof}",
+        "uncertainty": ", ".join(name for name, known in parts if known) or "none",
+        "backbone": f"{card.backbone}, {card.n_parameters} parameters per member",
+        "cutoff": f"{card.cutoff} Å",
+        "elements": ", ".join(
+            f"{chemical_symbols[z]} ({card.reference_energies[chemical_symbols[z]]:.4f} eV)"
+            for z in card.atomic_numbers
+        ),
+        "trained in": card.dtype,
+        "frames": f"{card.training['n_train']} training, {card.training['n_valid']} validation",
+        "data sha256": card.training["train_sha256"][:16],
+        "thresholds from": f"{calibration} calibration frames" if calibration else "nothing",
+        "written": f"{card.created} with torch {card.versions.get('torch')}, "
+        f"ase_bayesmlip {card.versions.get('ase_bayesmlip')}",
+    }
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:>{width}}  {value}")
+
+
+def _add_md(commands: Any) -> None:
+    parser = commands.add_parser("md", help="molecular dynamics that knows when to doubt itself")
+    parser.add_argument("model", type=Path, help="served file")
+    parser.add_argument("start", help="structure in any format ASE reads")
+    parser.add_argument("--temperature-K", type=float, default=300.0)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--time-step-fs", type=float, default=0.5)
+    parser.set_defaults(run=_md)
+
+
+def _md(arguments: argparse.Namespace) -> None:
+    raise ValueError("not written yet")
+
+
+def _add_demo(commands: Any) -> None:
+    parser = commands.add_parser("demo", help="two minutes that show what this is for")
+    parser.add_argument("--out", type=Path, default=Path("bayesmlip-demo"))
+    parser.set_defaults(run=_demo)
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    raise ValueError("not written yet")

@@ -1,0 +1,360 @@
+"""Configuration as data: frozen dataclasses, read strictly from YAML.
+
+An unknown key, a wrong type or a value outside its range is an error that names the key by its
+path and, for a misspelt key, the nearest valid one. This module is free of torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message says which key and why."""
+
+
+@dataclass(frozen=True)
+class KeysConfig:
+    """Names under which the labels stand in the training files."""
+
+    energy: str = "REF_energy"
+    forces: str = "REF_forces"
+    stress: str = "REF_stress"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the labelled frames are.
+
+    A path may carry an ASE slice (``train.extxyz@0:450``); several files are given as a list.
+    Relative paths are relative to the configuration file.
+
+    Attributes
+    ----------
+    train : path or list of paths
+    valid : path, list of paths or None
+        Without it `valid_fraction` of the training frames is held out.
+    calibration : path, list of paths or None
+        Frames that fix the thresholds of the monitor; never used in training.
+    reference_energies : path, mapping or "fit"
+        File of isolated atoms, symbol -> eV, or a least-squares fit to the training frames.
+    units : "eV" or "kcal/mol"
+        Energy unit of ``.npz`` files (rMD17 and MD22 are in kcal/mol); other files are in eV.
+    """
+
+    train: str | list[str]
+    valid: str | list[str] | None = None
+    calibration: str | list[str] | None = None
+    reference_energies: str | dict[str, float] = "fit"
+    valid_fraction: float = 0.1
+    keys: KeysConfig = field(default_factory=KeysConfig)
+    units: Literal["eV", "kcal/mol"] = "kcal/mol"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the potential.
+
+    Attributes
+    ----------
+    backbone : "race" or "race_plus"
+        The published linear chain, or the same message passing with a product of densities.
+    cutoff : float, Å
+    n_layers : int
+    hidden_irreps : str
+        e3nn notation with one multiplicity for all irreps, e.g. ``"32x0e + 32x1o + 32x2e"``.
+    l_max : int
+        Highest degree of the spherical harmonics of an edge.
+    n_radial : int
+        Bessel functions.
+    envelope_power : int
+        p of the polynomial envelope (2 in RACE, 6 in MACE).
+    radial_hidden : list of int
+        Widths of the radial network.
+    readout_hidden : int
+    covariance : "spd", "cholesky", "iso" or "none"
+        Form of the aleatoric force covariance; "cholesky" is the published, frame-dependent one.
+    """
+
+    backbone: Literal["race", "race_plus"] = "race_plus"
+    cutoff: float = 5.0
+    n_layers: int = 2
+    hidden_irreps: str = "32x0e + 32x1o + 32x2e"
+    l_max: int = 2
+    n_radial: int = 8
+    envelope_power: int = 6
+    radial_hidden: list[int] = field(default_factory=lambda: [64, 64])
+    readout_hidden: int = 64
+    covariance: Literal["spd", "cholesky", "iso", "none"] = "spd"
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What training minimises; every weight multiplies a whole term.
+
+    Attributes
+    ----------
+    kind : "nll_jef", "nll_e" or "mse"
+        Joint energy-force likelihood, energy likelihood with squared force error, squared errors.
+    warmup : "mse" or "huber"
+        Loss of the epochs before the likelihood.
+    warmup_fraction : float in [0, 1]
+        Share of the epochs that is warm-up.
+    energy_weight, forces_weight, stress_weight : float
+    beta : float in [0, 1]
+        Exponent of β-NLL (arXiv 2203.09168); 0 is the plain likelihood.
+    huber_delta : float
+        In units of the training force RMS (and of the energy per atom likewise).
+    """
+
+    kind: Literal["nll_jef", "nll_e", "mse"] = "nll_jef"
+    warmup: Literal["mse", "huber"] = "mse"
+    warmup_fraction: float = 0.7
+    energy_weight: float = 1.0
+    forces_weight: float = 10.0
+    stress_weight: float = 10.0
+    beta: float = 0.5
+    huber_delta: float = 0.1
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How training runs.
+
+    Attributes
+    ----------
+    epochs : int
+    batch_size : int
+        Structures per step.
+    learning_rate : float
+    schedule : "cosine" or "constant"
+        Over the steps, after a short linear warm-up.
+    warmup_steps : int
+    ema_decay : float in [0, 1)
+        True exponential moving average of the weights, used for evaluation and serving.
+    clip_norm : float
+        Global norm of the gradient.
+    weight_decay : float
+    patience : int
+        Evaluations without improvement before training stops early; 0 never stops early.
+    evaluate_every : int
+        Epochs between evaluations on the validation frames.
+    dtype : "float32" or "float64"
+    """
+
+    epochs: int = 100
+    batch_size: int = 8
+    learning_rate: float = 0.01
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = 100
+    ema_decay: float = 0.995
+    clip_norm: float = 10.0
+    weight_decay: float = 0.0
+    patience: int = 0
+    evaluate_every: int = 5
+    dtype: Literal["float32", "float64"] = "float32"
+
+
+@dataclass(frozen=True)
+class SeedsConfig:
+    """Separate seeds, so that one source of randomness can be varied at a time."""
+
+    data: int = 0
+    initialisation: int = 0
+    shuffling: int = 0
+
+
+@dataclass(frozen=True)
+class PosteriorConfig:
+    """How the uncertainty of the weights is represented.
+
+    Attributes
+    ----------
+    kind : "ensemble" or "point"
+    members : int
+        Independently trained potentials of an ensemble.
+    bootstrap : bool
+        Train each member on a resampled training set.
+    """
+
+    kind: Literal["ensemble", "point"] = "ensemble"
+    members: int = 4
+    bootstrap: bool = False
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole training run."""
+
+    data: DataConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    posterior: PosteriorConfig = field(default_factory=PosteriorConfig)
+    seeds: SeedsConfig = field(default_factory=SeedsConfig)
+
+    def __post_init__(self) -> None:
+        _check_ranges(self)
+
+
+def _check_ranges(config: Config) -> None:
+    model, loss, training = config.model, config.loss, config.training
+    rules = [
+        ("model.cutoff", model.cutoff, model.cutoff > 0, "positive"),
+        ("model.n_layers", model.n_layers, model.n_layers >= 1, "at least 1"),
+        ("model.l_max", model.l_max, 0 <= model.l_max <= 6, "from 0 to 6"),
+        ("model.n_radial", model.n_radial, model.n_radial >= 1, "at least 1"),
+        ("model.envelope_power", model.envelope_power, model.envelope_power >= 2, "at least 2"),
+        ("loss.beta", loss.beta, 0 <= loss.beta <= 1, "from 0 to 1"),
+        ("loss.warmup_fraction", loss.warmup_fraction, 0 <= loss.warmup_fraction <= 1, "0 to 1"),
+        ("loss.huber_delta", loss.huber_delta, loss.huber_delta > 0, "positive"),
+        ("training.epochs", training.epochs, training.epochs >= 1, "at least 1"),
+        ("training.batch_size", training.batch_size, training.batch_size >= 1, "at least 1"),
+        ("training.learning_rate", training.learning_rate, training.learning_rate > 0, "positive"),
+        ("training.ema_decay", training.ema_decay, 0 <= training.ema_decay < 1, "in [0, 1)"),
+        ("training.evaluate_every", training.evaluate_every, training.evaluate_every >= 1, ">= 1"),
+        ("training.clip_norm", training.clip_norm, training.clip_norm > 0, "positive"),
+        ("posterior.members", config.posterior.members, config.posterior.members >= 1, ">= 1"),
+        (
+            "data.valid_fraction",
+            config.data.valid_fraction,
+            0 < config.data.valid_fraction < 1,
+            "between 0 and 1",
+        ),
+    ]
+    for name in ("energy_weight", "forces_weight", "stress_weight"):
+        value = getattr(loss, name)
+        rules.append((f"loss.{name}", value, value >= 0, "not negative"))
+    for name, value, valid, allowed in rules:
+        if not valid:
+            raise ConfigError(f"{name} is {value}; it must be {allowed}")
+    if loss.kind == "nll_jef" and model.covariance == "none":
+        raise ConfigError(
+            "loss.kind nll_jef needs a force covariance, but model.covariance is 'none'; choose "
+            "spd, iso or cholesky, or loss.kind nll_e or mse"
+        )
+
+
+def from_dict(cls: type[T], content: Any, path: str = "") -> T:
+    """Build a dataclass from nested plain data, strictly.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown key (the nearest valid one is named), a missing key or a wrong type.
+    """
+    where = path or "the configuration"
+    if not isinstance(content, dict):
+        raise ConfigError(f"{where} must be a mapping, got {type(content).__name__}")
+    fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in content:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.4)
+            hint = f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(fields)}"
+            raise ConfigError(f"unknown key '{_join(path, key)}'; {hint}")
+    hints = typing.get_type_hints(cls)
+    arguments = {
+        key: _convert(hints[key], value, _join(path, key)) for key, value in content.items()
+    }
+    for name, item in fields.items():
+        required = (
+            item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        )
+        if required and name not in arguments:
+            raise ConfigError(f"'{_join(path, name)}' is missing")
+    return cls(**arguments)
+
+
+def _join(path: str, key: Any) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, path)  # type: ignore[arg-type]
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(f"{path} is {value!r}; allowed: {', '.join(map(str, arguments))}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        for option in arguments:
+            try:
+                return _convert(option, value, path)
+            except ConfigError:
+                continue
+        raise ConfigError(f"{path} is {value!r}; expected {hint}")
+    if origin is list and isinstance(value, list):
+        return [_convert(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value)]
+    if origin is dict and isinstance(value, dict):
+        return {
+            _convert(arguments[0], key, path): _convert(arguments[1], item, _join(path, key))
+            for key, item in value.items()
+        }
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str):
+        # YAML 1.1 reads 1e-3 (no dot) as a string; a user means the number.
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if hint is type(None) and value is None:
+        return None
+    if origin is None and hint is not float and type(value) is hint:
+        return value
+    name = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
+    raise ConfigError(f"{path} is {value!r} ({type(value).__name__}); expected {name}")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The resolved configuration as plain data."""
+    return dataclasses.asdict(config)
+
+
+def load_config(path: str | Path) -> Config:
+    """Read a YAML configuration; relative data paths become relative to the file.
+
+    Raises
+    ------
+    FileNotFoundError, ConfigError
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no configuration file at {path}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    config = from_dict(Config, content if content is not None else {})
+    return dataclasses.replace(config, data=_resolve_paths(config.data, path.resolve().parent))
+
+
+def _resolve_paths(data: DataConfig, folder: Path) -> DataConfig:
+    def resolve(value: Any) -> Any:
+        if isinstance(value, list):
+            return [resolve(item) for item in value]
+        if isinstance(value, str):
+            return str(folder / value)
+        return value
+
+    reference = data.reference_energies
+    if isinstance(reference, str) and reference != "fit":
+        reference = resolve(reference)
+    return dataclasses.replace(
+        data,
+        train=resolve(data.train),
+        valid=resolve(data.valid),
+        calibration=resolve(data.calibration),
+        reference_energies=reference,
+    )

@@ -1,0 +1,117 @@
+"""The input of every potential: atoms and their neighbours as tensors.
+
+`AtomicGraph` is a NamedTuple so that it passes into TorchScript unchanged. Several structures are
+batched by concatenation; `batch` says which structure an atom belongs to.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class AtomicGraph(NamedTuple):
+    """A batch of atomic structures with their neighbour lists.
+
+    Attributes
+    ----------
+    positions : Tensor, (n_atoms, 3), Å
+    atomic_numbers : Tensor of int64, (n_atoms,)
+    cell : Tensor, (n_graphs, 3, 3), Å
+        Rows are the lattice vectors, as in ASE; zero where there is no lattice.
+    edge_index : Tensor of int64, (2, n_edges)
+        ``edge_index[0]`` is the centre i, ``edge_index[1]`` its neighbour j.
+    edge_shift : Tensor, (n_edges, 3)
+        Lattice translation of the neighbour in units of the cell vectors (integers).
+    batch : Tensor of int64, (n_atoms,)
+        Index of the structure that each atom belongs to.
+    n_graphs : int
+    """
+
+    positions: Tensor
+    atomic_numbers: Tensor
+    cell: Tensor
+    edge_index: Tensor
+    edge_shift: Tensor
+    batch: Tensor
+    n_graphs: int
+
+
+def edge_vectors(graph: AtomicGraph) -> Tensor:
+    """Vectors from each centre to its neighbour: r_ij = R_j - R_i + S_ij · cell.
+
+    Returns
+    -------
+    Tensor, (n_edges, 3), Å
+    """
+    centre, neighbour = graph.edge_index[0], graph.edge_index[1]
+    difference = graph.positions.index_select(0, neighbour) - graph.positions.index_select(
+        0, centre
+    )
+    lattice = graph.cell.index_select(0, graph.batch.index_select(0, centre))
+    return difference + torch.bmm(graph.edge_shift.unsqueeze(1), lattice).squeeze(1)
+
+
+def strained(graph: AtomicGraph, strain: Tensor) -> AtomicGraph:
+    """Deform positions and cell of every structure by a symmetric strain: R -> R (1 + ε).
+
+    Parameters
+    ----------
+    strain : Tensor, (n_graphs, 3, 3), dimensionless
+        Symmetrised here, so that the derivative with respect to it is symmetric.
+    """
+    symmetric = 0.5 * (strain + strain.transpose(1, 2))
+    per_atom = symmetric.index_select(0, graph.batch)
+    positions = graph.positions + torch.bmm(graph.positions.unsqueeze(1), per_atom).squeeze(1)
+    return AtomicGraph(
+        positions=positions,
+        atomic_numbers=graph.atomic_numbers,
+        cell=graph.cell + torch.bmm(graph.cell, symmetric),
+        edge_index=graph.edge_index,
+        edge_shift=graph.edge_shift,
+        batch=graph.batch,
+        n_graphs=graph.n_graphs,
+    )
+
+
+def batch_graphs(graphs: list[AtomicGraph]) -> AtomicGraph:
+    """Concatenate structures into one graph; edges never cross structures.
+
+    Raises
+    ------
+    ValueError
+        If the list is empty.
+    """
+    if not graphs:
+        raise ValueError("batch_graphs needs at least one graph; got an empty list")
+    if len(graphs) == 1:
+        return graphs[0]
+    atom_offset, graph_offset = 0, 0
+    edge_index, batch = [], []
+    for graph in graphs:
+        edge_index.append(graph.edge_index + atom_offset)
+        batch.append(graph.batch + graph_offset)
+        atom_offset += graph.positions.shape[0]
+        graph_offset += graph.n_graphs
+    return AtomicGraph(
+        positions=torch.cat([graph.positions for graph in graphs]),
+        atomic_numbers=torch.cat([graph.atomic_numbers for graph in graphs]),
+        cell=torch.cat([graph.cell for graph in graphs]),
+        edge_index=torch.cat(edge_index, dim=1),
+        edge_shift=torch.cat([graph.edge_shift for graph in graphs]),
+        batch=torch.cat(batch),
+        n_graphs=graph_offset,
+    )
+
+
+def graph_to(graph: AtomicGraph, device: torch.device, dtype: torch.dtype) -> AtomicGraph:
+    """Move a graph to a device and its floating-point fields to a dtype."""
+    return AtomicGraph(
+        positions=graph.positions.to(device, dtype),
+        atomic_numbers=graph.atomic_numbers.to(device),
+        cell=graph.cell.to(device, dtype),
+        edge_index=graph.edge_index.to(device),
+        edge_shift=graph.edge_shift.to(device, dtype),
+        batch=graph.batch.to(device),
+        n_graphs=graph.n_graphs,
+    )

@@ -1,0 +1,113 @@
+"""Neighbour lists: `Atoms` -> edges, with a skin so that most MD steps rebuild nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import vesin
+from ase import Atoms
+
+from ase_bayesmlip.graph import AtomicGraph
+
+
+def neighbor_edges(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """All directed pairs within the cutoff, periodic images included, sorted by centre.
+
+    Cells smaller than the cutoff are handled: an atom may neighbour its own images.
+
+    Parameters
+    ----------
+    positions : ndarray, (n_atoms, 3), Å
+    cell : ndarray, (3, 3), Å, rows are lattice vectors
+    pbc : ndarray of bool, (3,)
+    cutoff : float, Å
+
+    Returns
+    -------
+    edge_index : ndarray of int64, (2, n_edges)
+    edge_shift : ndarray of int64, (n_edges, 3)
+        Lattice translation of the neighbour.
+    """
+    search = vesin.NeighborList(cutoff=cutoff, full_list=True, sorted=True)
+    centre, neighbour, shift = search.compute(
+        points=np.ascontiguousarray(positions, dtype=np.float64),
+        box=np.ascontiguousarray(cell, dtype=np.float64),
+        periodic=[bool(periodic) for periodic in pbc],
+        quantities="ijS",
+    )
+    return np.stack([centre, neighbour]).astype(np.int64), shift.astype(np.int64)
+
+
+class NeighborList:
+    """Neighbours of a structure that moves a little between calls.
+
+    Pairs are searched within ``cutoff + skin`` and kept until an atom has moved by more than half
+    the skin, or cell, boundary conditions or number of atoms change. Each call returns the pairs
+    within the cutoff alone.
+
+    Parameters
+    ----------
+    cutoff, skin : float, Å
+    """
+
+    def __init__(self, cutoff: float, skin: float = 0.5) -> None:
+        if cutoff <= 0 or skin < 0:
+            raise ValueError(f"cutoff must be positive and skin not negative: {cutoff}, {skin}")
+        self.cutoff = cutoff
+        self.skin = skin
+        self.n_builds = 0
+        self._positions: np.ndarray | None = None
+        self._cell = np.zeros((3, 3))
+        self._pbc = np.zeros(3, dtype=bool)
+        self._edges: tuple[np.ndarray, np.ndarray] = (np.zeros((2, 0)), np.zeros((0, 3)))
+
+    def __call__(self, atoms: Atoms) -> tuple[np.ndarray, np.ndarray]:
+        """Edges of the structure, as `neighbor_edges` returns them."""
+        positions = atoms.positions
+        cell = complete_cell(atoms)
+        if self._is_stale(positions, cell, atoms.pbc):
+            self._edges = neighbor_edges(positions, cell, atoms.pbc, self.cutoff + self.skin)
+            self._positions, self._cell = positions.copy(), cell.copy()
+            self._pbc = atoms.pbc.copy()
+            self.n_builds += 1
+        edge_index, edge_shift = self._edges
+        vectors = positions[edge_index[1]] - positions[edge_index[0]] + edge_shift @ cell
+        inside = np.einsum("ec,ec->e", vectors, vectors) < self.cutoff**2
+        return edge_index[:, inside], edge_shift[inside]
+
+    def _is_stale(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> bool:
+        if self._positions is None or self._positions.shape != positions.shape:
+            return True
+        if not (np.array_equal(self._cell, cell) and np.array_equal(self._pbc, pbc)):
+            return True
+        moved = positions - self._positions
+        return bool(np.einsum("ic,ic->i", moved, moved).max(initial=0.0) > (0.5 * self.skin) ** 2)
+
+
+def complete_cell(atoms: Atoms) -> np.ndarray:
+    """The cell, (3, 3), with missing vectors filled in where some directions are periodic.
+
+    A slab or wire with a zero vector along its open direction still needs three independent
+    vectors to place its images; the filled ones carry no periodicity.
+    """
+    if atoms.pbc.any() and atoms.cell.rank < 3:
+        return np.asarray(atoms.cell.complete().array, dtype=np.float64)
+    return np.asarray(atoms.cell.array, dtype=np.float64)
+
+
+def atomic_graph(
+    atoms: Atoms, edges: tuple[np.ndarray, np.ndarray], dtype: torch.dtype = torch.float64
+) -> AtomicGraph:
+    """One structure and its edges as an `AtomicGraph` on the CPU."""
+    edge_index, edge_shift = edges
+    return AtomicGraph(
+        positions=torch.tensor(atoms.positions, dtype=dtype),
+        atomic_numbers=torch.tensor(atoms.numbers, dtype=torch.int64),
+        cell=torch.tensor(complete_cell(atoms), dtype=dtype).unsqueeze(0),
+        edge_index=torch.from_numpy(edge_index),
+        edge_shift=torch.tensor(edge_shift, dtype=dtype),
+        batch=torch.zeros(len(atoms), dtype=torch.int64),
+        n_graphs=1,
+    )

@@ -1,0 +1,1 @@
+"""Equivariant potentials: radial and angular bases, message passing, heads, derivatives."""

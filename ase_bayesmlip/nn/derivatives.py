@@ -1,0 +1,67 @@
+"""Energies to forces and stress by reverse-mode differentiation.
+
+Free functions of tensors, written so that they script: the served model and the training loop
+share them.
+"""
+
+import torch
+from torch import Tensor
+
+from ase_bayesmlip.graph import AtomicGraph, strained
+
+
+def with_derivative_inputs(graph: AtomicGraph, stress: bool) -> tuple[AtomicGraph, Tensor, Tensor]:
+    """The graph as a differentiable function of positions and of a homogeneous strain.
+
+    Returns
+    -------
+    graph : AtomicGraph
+    positions : Tensor, (n_atoms, 3)
+        Leaf to differentiate by for forces.
+    strain : Tensor, (n_graphs, 3, 3)
+        Leaf of zeros to differentiate by for stress; unused by the graph without `stress`.
+    """
+    positions = graph.positions.detach().requires_grad_(True)
+    strain = torch.zeros_like(graph.cell)
+    leaf = AtomicGraph(
+        positions=positions,
+        atomic_numbers=graph.atomic_numbers,
+        cell=graph.cell,
+        edge_index=graph.edge_index,
+        edge_shift=graph.edge_shift,
+        batch=graph.batch,
+        n_graphs=graph.n_graphs,
+    )
+    if stress:
+        strain = strain.requires_grad_(True)
+        leaf = strained(leaf, strain)
+    return leaf, positions, strain
+
+
+def gradients(total: Tensor, leaves: list[Tensor], create_graph: bool) -> list[Tensor]:
+    """Derivatives of a scalar by each leaf, zero where it does not depend on the leaf.
+
+    `create_graph` keeps the graph for a second derivative, which a loss on forces needs.
+    """
+    found = torch.autograd.grad(
+        [total], leaves, retain_graph=True, create_graph=create_graph, allow_unused=True
+    )
+    filled: list[Tensor] = []
+    for grad, leaf in zip(found, leaves):  # noqa: B905 (TorchScript)
+        filled.append(torch.zeros_like(leaf) if grad is None else grad)
+    return filled
+
+
+def stress_from_strain_gradient(strain_gradient: Tensor, cell: Tensor) -> Tensor:
+    """σ = (1/V) dE/dε, (n_graphs, 3, 3), eV/Å³; zero where the volume is zero."""
+    volume = torch.linalg.det(cell).abs().view(-1, 1, 1)
+    safe = torch.where(volume > 0, volume, torch.ones_like(volume))
+    return torch.where(volume > 0, strain_gradient / safe, torch.zeros_like(strain_gradient))
+
+
+def sum_by_graph(values: Tensor, batch: Tensor, n_graphs: int) -> Tensor:
+    """Sum (..., n_atoms) over the atoms of each structure, in float64: (..., n_graphs)."""
+    shape = list(values.shape)
+    shape[-1] = n_graphs
+    zeros = torch.zeros(shape, dtype=torch.float64, device=values.device)
+    return zeros.index_add(-1, batch, values.to(torch.float64))

@@ -1,0 +1,193 @@
+"""Readouts of the strata and the mean-variance heads.
+
+Every layer has its own readout. Energies of the layers add up; the variance channels are averaged
+over layers before they are exponentiated (arXiv 2510.03046).
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ase_bayesmlip.nn.angular import Irrep, component_slices
+from ase_bayesmlip.nn.radial import DenseNetwork
+
+# Number of scalars that each form of the force covariance needs beside the energy's two.
+COVARIANCE_SCALARS = {"spd": 1, "iso": 1, "cholesky": 6, "none": 0}
+
+
+class LayerReadout(nn.Module):
+    """Scalars by a one-hidden-layer network of the 0e channels, a 2e tensor by a linear map."""
+
+    def __init__(
+        self,
+        irreps: list[Irrep],
+        channels: int,
+        hidden: int,
+        n_scalars: int,
+        has_tensor: bool,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        slices = dict(zip(irreps, component_slices(irreps), strict=True))
+        self.scalar_component = slices[Irrep(0, 1)].start
+        self.network = DenseNetwork([channels, hidden, n_scalars], generator)
+        self.factor = 1.0 / math.sqrt(channels)
+        tensor = slices.get(Irrep(2, 1)) if has_tensor else None
+        self.tensor_start = -1 if tensor is None else int(tensor.start)
+        n_weights = channels if tensor is not None else 0
+        self.tensor_weight = nn.Parameter(0.1 * torch.randn(n_weights, generator=generator))
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, components, channels) to scalars (n, n_scalars) and tensor (n, 5) or (n, 0)."""
+        scalars = self.network(features[:, self.scalar_component])
+        if self.tensor_start >= 0:
+            block = features[:, self.tensor_start : self.tensor_start + 5]
+            tensor = (block @ self.tensor_weight) * self.factor
+        else:
+            tensor = features.new_zeros((features.shape[0], 0))
+        return scalars, tensor
+
+
+def linear_tanh(x: Tensor, linear: float = 4.0, limit: float = 5.0) -> Tensor:
+    """Damper: the identity up to |x| = linear, then tanh towards ±limit (arXiv 2602.10419)."""
+    width = limit - linear
+    excess = torch.clamp(x.abs() - linear, min=0.0)
+    saturated = torch.sign(x) * (linear + width * torch.tanh(excess / width))
+    return torch.where(x.abs() <= linear, x, saturated)
+
+
+def damp_tensor(t: Tensor, linear: float = 4.0, limit: float = 5.0) -> Tensor:
+    """Damp the norm of a (n, 5) tensor, which keeps its direction and so its equivariance."""
+    squared = (t * t).sum(dim=1, keepdim=True)
+    # The clamp keeps the root away from zero, where its derivative diverges.
+    norm = torch.sqrt(torch.clamp(squared, min=linear * linear))
+    factor = torch.where(
+        squared <= linear * linear, torch.ones_like(norm), linear_tanh(norm, linear, limit) / norm
+    )
+    return t * factor
+
+
+def traceless_symmetric(t: Tensor) -> Tensor:
+    """e3nn 2e components (n, 5) to traceless symmetric matrices (n, 3, 3), |t|² = tr T²."""
+    r2, r6 = math.sqrt(0.5), math.sqrt(1.0 / 6.0)
+    xz, xy, yz = r2 * t[:, 0], r2 * t[:, 1], r2 * t[:, 3]
+    xx = -r6 * t[:, 2] - r2 * t[:, 4]
+    yy = 2.0 * r6 * t[:, 2]
+    zz = -r6 * t[:, 2] + r2 * t[:, 4]
+    rows = [xx, xy, xz, xy, yy, yz, xz, yz, zz]
+    return torch.stack(rows, dim=1).view(-1, 3, 3)
+
+
+def exp_traceless_symmetric(matrix: Tensor, squarings: int = 4, order: int = 10) -> Tensor:
+    """Matrix exponential of traceless symmetric 3×3 matrices, smooth everywhere.
+
+    Cayley-Hamilton writes exp(X) = a₀ + a₁X + a₂X² with coefficients that are polynomials of the
+    two invariants J₂ = tr X²/2 and J₃ = det X = tr X³/3. They are found by a Taylor series of
+    X/2ᵏ and k squarings in coefficient space. Unlike an eigendecomposition this has finite first
+    and second derivatives where eigenvalues coincide, as they do at X = 0.
+
+    Parameters
+    ----------
+    matrix : Tensor, (n, 3, 3), |X| up to about 5
+    """
+    square = torch.bmm(matrix, matrix)
+    j2 = 0.5 * square.diagonal(dim1=1, dim2=2).sum(1)
+    j3 = (square * matrix).sum(dim=(1, 2)) / 3.0
+    h = 0.5**squarings
+    j2, j3 = j2 * h**2, j3 * h**3
+    a0, a1, a2 = torch.ones_like(j2), torch.zeros_like(j2), torch.zeros_like(j2)
+    for n in range(order, 0, -1):
+        a0, a1, a2 = 1.0 + a2 * j3 / n, (a0 + a2 * j2) / n, a1 / n
+    for _ in range(squarings):
+        p, q = 2.0 * a1 * a2, a2 * a2
+        a0, a1, a2 = (
+            a0 * a0 + p * j3,
+            2.0 * a0 * a1 + p * j2 + q * j3,
+            a1 * a1 + 2.0 * a0 * a2 + q * j2,
+        )
+    identity = torch.eye(3, dtype=matrix.dtype, device=matrix.device)
+    return (
+        a0.view(-1, 1, 1) * identity
+        + (a1 * h).view(-1, 1, 1) * matrix
+        + (a2 * h * h).view(-1, 1, 1) * square
+    )
+
+
+def spd_covariance(log_scale: Tensor, tensor: Tensor) -> Tensor:
+    """Σ = exp(s + T): symmetric, positive definite and equivariant.
+
+    Parameters
+    ----------
+    log_scale : Tensor, (n,)
+        s = tr(log Σ)/3, damped here.
+    tensor : Tensor, (n, 5)
+        The 2e part of log Σ, damped here.
+
+    Returns
+    -------
+    Tensor, (n, 3, 3)
+        H Hᵀ with H = exp(T/2) e^{s/2}, positive semi-definite to the last bit.
+    """
+    half = exp_traceless_symmetric(0.5 * traceless_symmetric(damp_tensor(tensor)))
+    half = half * torch.exp(0.5 * linear_tanh(log_scale)).view(-1, 1, 1)
+    return torch.bmm(half, half.transpose(1, 2))
+
+
+def cholesky_covariance(q: Tensor) -> Tensor:
+    """The published form from six invariants: Σ = L Lᵀ, L built from (xx, yy, zz, yz, xz, xy).
+
+    It does not rotate with the structure, Σ(QR) = Σ(R): kept to reproduce and to compare.
+
+    Parameters
+    ----------
+    q : Tensor, (n, 6)
+
+    Returns
+    -------
+    Tensor, (n, 3, 3)
+    """
+    zero = torch.zeros_like(q[:, 0])
+    diagonal = torch.exp(q[:, :3])
+    xx, yy, zz = diagonal[:, 0], diagonal[:, 1], diagonal[:, 2]
+    rows = [xx, zero, zero, q[:, 5], yy, zero, q[:, 4], q[:, 3], zz]
+    factor = torch.stack(rows, dim=1).view(-1, 3, 3)
+    return torch.bmm(factor, factor.transpose(1, 2))
+
+
+class NoiseHeads(nn.Module):
+    """Raw variance channels to the aleatoric variance of energies and covariance of forces.
+
+    `energy_scale` and `force_scale` set the zero of the logarithms. Training puts the errors of
+    its warm-up there, so that the likelihood starts with error bars of the right size.
+
+    Parameters
+    ----------
+    covariance : "spd", "cholesky", "iso" or "none"
+    """
+
+    def __init__(self, covariance: str) -> None:
+        super().__init__()
+        self.covariance = covariance
+        self.register_buffer("energy_scale", torch.ones(()))
+        self.register_buffer("force_scale", torch.ones(()))
+
+    def set_scales(self, energy_variance: float, force_variance: float) -> None:
+        """Set the variances, eV² per atom and (eV/Å)² per component, that raw zeros stand for."""
+        self.energy_scale.fill_(energy_variance)  # type: ignore[operator]
+        self.force_scale.fill_(force_variance)  # type: ignore[operator]
+
+    def energy_variance(self, raw: Tensor) -> Tensor:
+        """(n,) raw log-variance to (n,) eV²."""
+        return self.energy_scale * torch.exp(linear_tanh(raw))
+
+    def force_covariance(self, raw: Tensor, tensor: Tensor) -> Tensor:
+        """(n, k) raw scalars and (n, 5) tensor to (n, 3, 3), (eV/Å)²."""
+        if self.covariance == "spd":
+            return self.force_scale * spd_covariance(raw[:, 0], tensor)
+        identity = torch.eye(3, dtype=raw.dtype, device=raw.device)
+        if self.covariance == "cholesky":
+            # The published floor, 1e-3 (eV/Å)²; the other forms have none.
+            return self.force_scale * cholesky_covariance(raw) + 1e-3 * identity
+        variance = self.force_scale * torch.exp(linear_tanh(raw[:, 0]))
+        return variance.view(-1, 1, 1) * identity

@@ -1,0 +1,120 @@
+"""The trainable potential: embedding, layers and readouts, graph -> `MemberOutput`.
+
+The site energy is stratified: e_i = Σ_t o_i^(t), one readout per layer, and each further layer of
+message passing adds a stratum of higher body order (arXiv 2510.03046, Figure 1). There is no
+autograd in here; `derivatives` turns energies into forces and stress.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ase_bayesmlip.graph import AtomicGraph, edge_vectors
+from ase_bayesmlip.nn.angular import Irrep, SphericalHarmonics
+from ase_bayesmlip.nn.heads import COVARIANCE_SCALARS, LayerReadout, NoiseHeads
+from ase_bayesmlip.nn.radial import RadialBasis
+from ase_bayesmlip.prediction import MemberOutput
+
+MAX_ATOMIC_NUMBER = 118
+
+
+class Potential(nn.Module):
+    """Message passing with a readout after every layer.
+
+    Parameters
+    ----------
+    layers : list of nn.Module
+        Each maps (features, species, harmonics, radial, edge_index) to new features.
+    irreps : list of list of Irrep
+        Irreps of the features after each layer.
+    channels : int
+    atomic_numbers : list of int
+        Elements, sorted.
+    cutoff : float, Å
+    scale : float, eV
+        Unit of the readout: the force RMS of the training set times 1 Å.
+    has_energy_noise : bool
+        Whether the energy log-variance is trained, and so reported.
+    covariance : "spd", "cholesky", "iso" or "none"
+        Form of the force covariance; "none" where it is not trained.
+    """
+
+    def __init__(
+        self,
+        layers: list[nn.Module],
+        irreps: list[list[Irrep]],
+        channels: int,
+        atomic_numbers: list[int],
+        cutoff: float,
+        l_max: int,
+        n_radial: int,
+        envelope_power: int,
+        readout_hidden: int,
+        scale: float,
+        has_energy_noise: bool,
+        covariance: str,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        has_tensor = covariance == "spd"
+        if has_tensor and not any(Irrep(2, 1) in item for item in irreps):
+            raise ValueError(
+                "covariance 'spd' is read from 2e features, but hidden_irreps has none; add 2e "
+                "(e.g. '32x0e + 32x1o + 32x2e') or choose covariance 'iso'"
+            )
+        self.cutoff = cutoff
+        self.has_energy_noise = has_energy_noise
+        self.covariance = covariance
+        n_scalars = 1 + int(has_energy_noise) + COVARIANCE_SCALARS[covariance]
+        self.basis = RadialBasis(cutoff, n_radial, envelope_power)
+        self.harmonics = SphericalHarmonics(l_max)
+        self.embedding = nn.Parameter(
+            torch.randn(len(atomic_numbers), channels, generator=generator)
+        )
+        self.layers = nn.ModuleList(layers)
+        self.readouts = nn.ModuleList(
+            LayerReadout(item, channels, readout_hidden, n_scalars, has_tensor, generator)
+            for item in irreps
+        )
+        self.bias = nn.Parameter(torch.zeros(len(atomic_numbers), n_scalars))
+        self.noise = NoiseHeads(covariance)
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
+        self.register_buffer("atomic_numbers", torch.tensor(atomic_numbers))
+        lookup = torch.zeros(MAX_ATOMIC_NUMBER + 1, len(atomic_numbers))
+        lookup[torch.tensor(atomic_numbers), torch.arange(len(atomic_numbers))] = 1.0
+        self.register_buffer("one_hot", lookup, persistent=False)
+
+    def forward(self, graph: AtomicGraph) -> MemberOutput:
+        """Interaction energy of every atom and the aleatoric noise of the labels."""
+        vectors = edge_vectors(graph)
+        distances = torch.sqrt((vectors * vectors).sum(dim=1))
+        harmonics = self.harmonics(vectors / distances.unsqueeze(1))
+        radial = self.basis(distances)
+        species = self.one_hot.index_select(0, graph.atomic_numbers)
+        features = (species @ self.embedding).unsqueeze(1)
+        scalars = species @ self.bias
+        noise, tensor = torch.zeros_like(scalars), torch.zeros_like(scalars[:, :0])
+        n_tensors = 0
+        for layer, readout in zip(self.layers, self.readouts):  # noqa: B905 (TorchScript)
+            features = layer(features, species, harmonics, radial, graph.edge_index)
+            out, t = readout(features)
+            scalars = scalars + out
+            noise = noise + out
+            if t.shape[1] > 0:
+                tensor = t if n_tensors == 0 else tensor + t
+                n_tensors += 1
+        n_layers = len(self.layers)
+        # Energies add over layers; the variance channels are averaged, plus one bias per element.
+        variance_channels = (noise / n_layers + species @ self.bias)[:, 1:]
+        energy_var, cov = self._noise(variance_channels, tensor / max(n_tensors, 1))
+        return MemberOutput((self.scale * scalars[:, 0]).unsqueeze(0), energy_var, cov)
+
+    def _noise(self, channels: Tensor, tensor: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        energy_var: Tensor | None = None
+        cov: Tensor | None = None
+        first = 0
+        if self.has_energy_noise:
+            energy_var = self.noise.energy_variance(channels[:, 0]).unsqueeze(0)
+            first = 1
+        if self.covariance != "none":
+            cov = self.noise.force_covariance(channels[:, first:], tensor).unsqueeze(0)
+        return energy_var, cov

@@ -1,0 +1,228 @@
+"""Figures of monitored simulations.
+
+Each panel is a function ``(ax, log) -> ax``; `monitored_md_figure` stacks them. Figures are made
+without pyplot, so that no global state and no backend is touched. Colours are those of Okabe and
+Ito, which remain distinct for colour-blind readers.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Log = Mapping[str, np.ndarray]
+Region = tuple[float, float, str]
+
+BLUE, VERMILLION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#595959"
+SHADE = "#F0E4C0"
+
+STYLE: Any = {
+    "font.size": 9,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+}
+
+
+def read_log(path: str | Path) -> dict[str, np.ndarray]:
+    """Read the log of a monitor.
+
+    Returns
+    -------
+    dict of str to ndarray, (n_frames,)
+        Columns by name; empty fields are NaN, ``flagged`` is boolean, ``step`` is integer and
+        ``event`` is text.
+
+    Raises
+    ------
+    ValueError
+        If the file holds no frames.
+    """
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows:
+        raise ValueError(f"{path} holds no frames")
+    log = {}
+    for name in rows[0]:
+        column = [row[name] for row in rows]
+        if name == "event":
+            log[name] = np.array(column)
+        else:
+            log[name] = np.array([float(value) if value else np.nan for value in column])
+    log["step"] = log["step"].astype(int)
+    log["flagged"] = log["flagged"].astype(bool)
+    return log
+
+
+def plot_energy(ax: Axes, log: Log) -> Axes:
+    """Energy relative to the first frame, with a band of one predicted standard deviation."""
+    time, _ = _abscissa(log)
+    energy = log["energy"] - log["energy"][0]
+    ax.plot(time, energy, color=BLUE, linewidth=0.9, label="energy")
+    deviation = log["energy_uncertainty"]
+    if np.isfinite(deviation).any():
+        ax.fill_between(
+            time,
+            energy - deviation,
+            energy + deviation,
+            color=BLUE,
+            alpha=0.3,
+            linewidth=0,
+            label="±1σ predicted",
+        )
+    ax.set_ylabel("$E - E_0$ (eV)")
+    return ax
+
+
+def plot_score(ax: Axes, log: Log, unit: str = "eV/Å") -> Axes:
+    """Score on a logarithmic scale against its threshold, flagged frames marked."""
+    time, _ = _abscissa(log)
+    flagged = log["flagged"]
+    ax.plot(time, log["score"], color=GREY, linewidth=0.8, label="score")
+    ax.plot(
+        time[flagged],
+        log["score"][flagged],
+        linestyle="none",
+        marker="o",
+        markersize=2.2,
+        color=VERMILLION,
+        markeredgewidth=0,
+        label=f"flagged ({np.count_nonzero(flagged)} of {len(flagged)})",
+    )
+    ax.plot(time, log["threshold"], color="black", linestyle="--", linewidth=1, label="threshold")
+    _set_log_scale(ax, log["score"])
+    ax.set_ylabel(f"uncertainty score\n({unit})")
+    return ax
+
+
+def plot_force_error(ax: Axes, log: Log) -> Axes:
+    """True force error of the recalculated frames, over the error that the model predicted."""
+    time, _ = _abscissa(log)
+    known = np.isfinite(log["force_rmse"])
+    ax.plot(
+        time[known],
+        log["force_rms_uncertainty"][known],
+        linestyle="none",
+        marker="s",
+        markersize=3.2,
+        markerfacecolor="none",
+        markeredgecolor=GREEN,
+        markeredgewidth=0.8,
+        label="predicted (RMS of σ)",
+    )
+    ax.plot(
+        time[known],
+        log["force_rmse"][known],
+        linestyle="none",
+        marker="o",
+        markersize=3,
+        color=VERMILLION,
+        markeredgewidth=0,
+        label="true (RMSE)",
+    )
+    if known.any():
+        _set_log_scale(ax, log["force_rmse"][known])
+    else:
+        ax.text(0.5, 0.5, "no frame was recalculated", ha="center", transform=ax.transAxes)
+    ax.set_ylabel("force error\n(eV/Å)")
+    return ax
+
+
+def monitored_md_figure(
+    log: Log, path: str | Path, regions: Sequence[Region] = (), unit: str = "eV/Å"
+) -> Path:
+    """Draw energy, score and true force error on one time axis and save the figure.
+
+    Parameters
+    ----------
+    log : mapping
+        From `read_log`.
+    path : path
+        The ending gives the format: png, pdf or svg.
+    regions : sequence of (start, end, text)
+        Spans of time in fs to shade and name, for example where the thermostat was hot.
+    unit : str
+        Of the score.
+
+    Returns
+    -------
+    Path
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.3, 5.8), layout="constrained")
+        axes = figure.subplots(3, 1, sharex=True, height_ratios=[1, 1.15, 1])
+        plot_energy(axes[0], log)
+        plot_score(axes[1], log, unit)
+        plot_force_error(axes[2], log)
+        time, label = _abscissa(log)
+        _mark_regions(axes, regions, 1e-3 if label == "time (ps)" else 1.0)
+        for ax, letter in zip(axes, "abc", strict=True):
+            ax.margins(x=0.01)
+            ax.text(-0.12, 1.02, letter, transform=ax.transAxes, fontweight="bold", fontsize=11)
+            if ax.get_legend_handles_labels()[0]:
+                ax.legend(
+                    loc="lower left",
+                    bbox_to_anchor=(0, 0.99),
+                    ncols=3,
+                    borderpad=0.1,
+                    handlelength=1.6,
+                )
+        axes[-1].set_xlabel(label)
+        axes[-1].set_xlim(time[0], max(time[-1], time[0] + 1e-9))
+        figure.align_ylabels(axes)
+        figure.savefig(path, dpi=200)
+    return Path(path)
+
+
+def _set_log_scale(ax: Axes, values: np.ndarray) -> None:
+    """Logarithmic axis with plain numbers; 2 and 5 are labelled while there is room for them."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    ax.set_yscale("log")
+    positive = values[values > 0]
+    decades = np.log10(positive.max() / positive.min()) if len(positive) else 0.0
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    if decades < 2.5:
+        ax.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+        ax.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _mark_regions(axes: Sequence[Axes], regions: Sequence[Region], scale: float) -> None:
+    for start, end, text in regions:
+        for ax in axes:
+            ax.axvspan(scale * start, scale * end, color=SHADE, alpha=0.6, linewidth=0, zorder=0)
+        axes[0].annotate(
+            text,
+            (scale * end, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(-3, 3),
+            textcoords="offset points",
+            ha="right",
+            va="bottom",
+            fontsize=8,
+        )
+
+
+def _abscissa(log: Log) -> tuple[np.ndarray, str]:
+    """Time in fs, or in ps when it is long; steps in a relaxation."""
+    if not np.isfinite(log["time_fs"]).all():
+        return log["step"].astype(float), "step"
+    if log["time_fs"][-1] >= 1000:
+        return log["time_fs"] / 1000, "time (ps)"
+    return log["time_fs"], "time (fs)"

@@ -1,0 +1,9 @@
+"""Posteriors over the weights of a potential: one module per method.
+
+Each module has `Config`, `State`, `fit()` and `draw()`, in that order. The dictionary below is the
+whole plugin system: a new method is a new file and a new line here.
+"""
+
+from ase_bayesmlip.posteriors import ensemble, point
+
+POSTERIORS = {"ensemble": ensemble, "point": point}

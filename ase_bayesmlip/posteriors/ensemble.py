@@ -1,0 +1,69 @@
+"""Deep ensemble (arXiv 1612.01474): potentials trained from different seeds.
+
+The members differ in initial weights and order of the data, and, with `bootstrap`, in the training
+set. Each is a sample of the posterior with the same weight.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ase_bayesmlip.config import Config as RunConfig
+from ase_bayesmlip.config import PosteriorConfig as Config
+from ase_bayesmlip.nn.potential import Potential
+from ase_bayesmlip.posteriors.members import TrainedMembers as State
+from ase_bayesmlip.posteriors.members import load_members as load
+from ase_bayesmlip.posteriors.members import train_members
+
+__all__ = ["Config", "State", "draw", "fit", "load"]
+
+
+def fit(
+    config: RunConfig,
+    folder: Path,
+    resume: bool = False,
+    device: str = "cpu",
+    jobs: int = 1,
+    progress: bool = True,
+) -> State:
+    """Train the members; `jobs` of them at a time in processes of their own.
+
+    Raises
+    ------
+    ValueError
+        If fewer than two members are asked for: one has no spread.
+    """
+    if config.posterior.members < 2:
+        raise ValueError(
+            f"posterior.members is {config.posterior.members}; an ensemble needs at least 2 (use "
+            "posterior.kind point for a single potential)"
+        )
+    return train_members(
+        config,
+        config.posterior.members,
+        config.posterior.bootstrap,
+        folder,
+        resume=resume,
+        device=device,
+        jobs=jobs,
+        progress=progress,
+    )
+
+
+def draw(state: State, n: int | None, generator: torch.Generator) -> list[Potential]:
+    """`n` members without replacement, all of them for None.
+
+    Raises
+    ------
+    ValueError
+        If more are asked for than were trained: an ensemble cannot be sampled further.
+    """
+    members = state.potentials()
+    if n is None or n == len(members):
+        return members
+    if not 2 <= n <= len(members):
+        raise ValueError(f"{n} samples asked of an ensemble of {len(members)}; choose 2 to all")
+    chosen = torch.randperm(len(members), generator=generator)[:n]
+    return [members[index] for index in sorted(chosen.tolist())]

@@ -1,0 +1,193 @@
+"""Independently trained potentials in the folder of a run: what point and ensemble share.
+
+A run is a folder with ``config.yaml`` (resolved), ``run.json`` (statistics and checksums of the
+data) and one folder per member, each with its own checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from ase_bayesmlip.config import Config, from_dict, to_dict
+from ase_bayesmlip.nn.build import DataStatistics, build_potential
+from ase_bayesmlip.nn.potential import Potential
+from ase_bayesmlip.training.data import GraphDataset, TrainingData, load_training_data
+from ase_bayesmlip.training.loop import Trainer
+from ase_bayesmlip.training.state import load_state
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedMembers:
+    """Weights of independently trained potentials and what is needed to rebuild them.
+
+    Attributes
+    ----------
+    config : Config
+    record : dict
+        Statistics and checksums of the data, see `TrainingData.record`.
+    weights : tuple of dict of str to Tensor
+        Best averaged weights of each member.
+    """
+
+    config: Config
+    record: dict[str, Any]
+    weights: tuple[dict[str, Tensor], ...]
+
+    @property
+    def statistics(self) -> DataStatistics:
+        """Statistics of the training data."""
+        return DataStatistics(**self.record["statistics"])
+
+    def potentials(self) -> list[Potential]:
+        """The members as potentials in float64, whatever they were trained in."""
+        potentials = []
+        for weights in self.weights:
+            potential = build_potential(
+                self.config.model, self.config.loss.kind, self.statistics, seed=0
+            )
+            potential.load_state_dict(weights)
+            potentials.append(potential.eval().requires_grad_(False))
+        return potentials
+
+
+def train_members(
+    config: Config,
+    n_members: int,
+    bootstrap: bool,
+    folder: Path,
+    resume: bool = False,
+    device: str = "cpu",
+    jobs: int = 1,
+    progress: bool = True,
+) -> TrainedMembers:
+    """Train `n_members` potentials from different seeds, one after another or in processes.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder holds a run and `resume` is not set.
+    ValueError
+        If the data or the configuration differ from those of the run that is resumed.
+    """
+    prepare_run(config, load_training_data(config), folder, resume)
+    arguments = [(config, folder, index, bootstrap, resume, device) for index in range(n_members)]
+    if jobs > 1 and n_members > 1:
+        n_threads = max(1, (os.cpu_count() or 1) // jobs)
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (n_threads,)) as pool:
+            futures = [pool.submit(train_member, *item, progress) for item in arguments]
+            for future in futures:
+                future.result()
+    else:
+        for item in arguments:
+            train_member(*item, progress)
+    return load_members(folder)
+
+
+def train_member(
+    config: Config,
+    folder: Path,
+    index: int,
+    bootstrap: bool,
+    resume: bool,
+    device: str,
+    progress: bool,
+) -> None:
+    """Train member number `index`: its seeds are those of the configuration plus the index."""
+    dtype = DTYPES[config.training.dtype]
+    data = load_training_data(config)
+    cutoff = config.model.cutoff
+    train = GraphDataset(data.train, data.references, cutoff, dtype, device)
+    valid = GraphDataset(data.valid, data.references, cutoff, dtype, device)
+    potential = build_potential(
+        config.model,
+        config.loss.kind,
+        data.statistics,
+        seed=config.seeds.initialisation + index,
+        dtype=dtype,
+    ).to(device)
+    order = None
+    if bootstrap:
+        generator = np.random.default_rng([config.seeds.data, index])
+        order = generator.integers(len(train), size=len(train)).tolist()
+    trainer = Trainer(
+        potential,
+        train,
+        valid,
+        config,
+        folder / member_name(index),
+        shuffling_seed=config.seeds.shuffling + index,
+        resume=resume,
+        order=order,
+    )
+    trainer.run(progress)
+
+
+def member_name(index: int) -> str:
+    """Name of a member's folder."""
+    return f"member-{index:02d}"
+
+
+def prepare_run(config: Config, data: TrainingData, folder: Path, resume: bool) -> None:
+    """Write ``config.yaml`` and ``run.json``, or check them against a run to be resumed."""
+    record = data.record()
+    written = folder / "run.json"
+    if written.exists():
+        if not resume:
+            raise FileExistsError(
+                f"{folder} already holds a run; continue it with --resume, or train elsewhere"
+            )
+        old = json.loads(written.read_text(encoding="utf-8"))
+        for name in ("train_sha256", "valid_sha256"):
+            if old[name] != record[name]:
+                kind = name.removesuffix("_sha256")
+                raise ValueError(f"{folder}: the {kind} frames have changed since the run began")
+    folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
+    written.write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def load_members(folder: Path) -> TrainedMembers:
+    """Read the members of a run.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder is no run or has no trained member.
+    ValueError
+        If a member has not finished training.
+    """
+    folder = Path(folder)
+    if not (folder / "run.json").is_file() or not (folder / "config.yaml").is_file():
+        raise FileNotFoundError(f"{folder} is no run written by `bayesmlip train`")
+    content = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    config = from_dict(Config, content)
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    n_members = config.posterior.members if config.posterior.kind == "ensemble" else 1
+    weights = []
+    for index in range(n_members):
+        path = folder / member_name(index) / "checkpoint.pt"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: train the run with --resume to its end")
+        state = load_state(path)
+        if not state.finished:
+            raise ValueError(
+                f"{path} stopped after epoch {state.epoch} of {config.training.epochs}; finish it "
+                "with --resume"
+            )
+        weights.append(state.best)
+    return TrainedMembers(config, record, tuple(weights))

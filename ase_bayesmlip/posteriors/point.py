@@ -1,0 +1,43 @@
+"""A single potential: no epistemic uncertainty, aleatoric noise where its loss trained it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ase_bayesmlip.config import Config as RunConfig
+from ase_bayesmlip.config import PosteriorConfig as Config
+from ase_bayesmlip.nn.potential import Potential
+from ase_bayesmlip.posteriors.members import TrainedMembers as State
+from ase_bayesmlip.posteriors.members import load_members as load
+from ase_bayesmlip.posteriors.members import train_members
+
+__all__ = ["Config", "State", "draw", "fit", "load"]
+
+
+def fit(
+    config: RunConfig,
+    folder: Path,
+    resume: bool = False,
+    device: str = "cpu",
+    jobs: int = 1,
+    progress: bool = True,
+) -> State:
+    """Train one potential."""
+    return train_members(
+        config, 1, False, folder, resume=resume, device=device, jobs=jobs, progress=progress
+    )
+
+
+def draw(state: State, n: int | None, generator: torch.Generator) -> list[Potential]:  # noqa: ARG001
+    """The potential itself.
+
+    Raises
+    ------
+    ValueError
+        If more than one sample is asked for.
+    """
+    if n not in (None, 1):
+        raise ValueError(f"{n} samples asked of a point model, which holds exactly 1")
+    return state.potentials()

@@ -1,0 +1,165 @@
+"""The output of a potential (`MemberOutput`) and of a served model (`Prediction`).
+
+Both are NamedTuples of tensors, so that they cross the border of TorchScript. Optional fields are
+None when the quantity is unknown to the model or was not asked for; they are never filled with
+zeros. Variances are in squared units, and *epistemic* (the model does not know) and *aleatoric*
+(the data are noisy) parts are kept apart.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# ASE's Voigt order: xx, yy, zz, yz, xz, xy.
+VOIGT_ROWS = [0, 1, 2, 1, 0, 0]
+VOIGT_COLUMNS = [0, 1, 2, 2, 2, 1]
+
+
+class MemberOutput(NamedTuple):
+    """What one potential says about a graph; K counts its heads (1 for a plain potential).
+
+    Attributes
+    ----------
+    atomic_energies : Tensor, (K, n_atoms), eV
+        Interaction energies: atomic reference energies are not included.
+    atomic_energies_var : Tensor or None, (K, n_atoms), eV²
+        Aleatoric variance of each atom's energy.
+    forces_cov : Tensor or None, (K, n_atoms, 3, 3), (eV/Å)²
+        Aleatoric covariance of each atom's force.
+    """
+
+    atomic_energies: Tensor
+    atomic_energies_var: Tensor | None
+    forces_cov: Tensor | None
+
+
+class Prediction(NamedTuple):
+    """Posterior mean and covariance for a batch of structures; S counts posterior samples.
+
+    Attributes
+    ----------
+    energy : Tensor of float64, (n_graphs,), eV
+    atomic_energies : Tensor of float64, (n_atoms,), eV
+        Sum to `energy`; atomic reference energies are included in both.
+    forces : Tensor, (n_atoms, 3), eV/Å
+    stress : Tensor or None, (n_graphs, 3, 3), eV/Å³
+        Only when asked for (it needs a cell).
+    energy_var_epistemic, energy_var_aleatoric : Tensor or None, (n_graphs,), eV²
+    atomic_energies_var_epistemic, atomic_energies_var_aleatoric : Tensor or None, (n_atoms,), eV²
+    forces_cov_epistemic, forces_cov_aleatoric : Tensor or None, (n_atoms, 3, 3), (eV/Å)²
+    stress_cov_epistemic : Tensor or None, (n_graphs, 6, 6), (eV/Å³)², Voigt order of ASE
+    energy_members : Tensor or None, (S, n_graphs), eV
+    forces_members : Tensor or None, (S, n_atoms, 3), eV/Å
+    stress_members : Tensor or None, (S, n_graphs, 3, 3), eV/Å³
+    """
+
+    energy: Tensor
+    atomic_energies: Tensor
+    forces: Tensor
+    stress: Tensor | None
+    energy_var_epistemic: Tensor | None
+    energy_var_aleatoric: Tensor | None
+    atomic_energies_var_epistemic: Tensor | None
+    atomic_energies_var_aleatoric: Tensor | None
+    forces_cov_epistemic: Tensor | None
+    forces_cov_aleatoric: Tensor | None
+    stress_cov_epistemic: Tensor | None
+    energy_members: Tensor | None
+    forces_members: Tensor | None
+    stress_members: Tensor | None
+
+
+def to_voigt(stress: Tensor) -> Tensor:
+    """Symmetric (..., 3, 3) stress to ASE's Voigt order (..., 6): xx, yy, zz, yz, xz, xy."""
+    return torch.stack(
+        [
+            stress[..., 0, 0],
+            stress[..., 1, 1],
+            stress[..., 2, 2],
+            stress[..., 1, 2],
+            stress[..., 0, 2],
+            stress[..., 0, 1],
+        ],
+        dim=-1,
+    )
+
+
+def to_results(prediction: Prediction, n_atoms: list[int]) -> list[dict[str, Any]]:
+    """Split a prediction into ASE result dictionaries, one per structure.
+
+    Keys, shapes and units are those of the result contract: totals are the sum of the parts that
+    are known, and a part that is unknown has no key.
+
+    Parameters
+    ----------
+    n_atoms : list of int
+        Number of atoms of each structure, in the order of the batch.
+
+    Returns
+    -------
+    list of dict
+        Fresh float64 arrays and Python floats.
+    """
+    fields = {
+        name: None if value is None else value.detach().to("cpu", torch.float64).numpy()
+        for name, value in prediction._asdict().items()
+    }
+    results = []
+    start = 0
+    for index, count in enumerate(n_atoms):
+        atoms = slice(start, start + count)
+        results.append(_one_structure(fields, index, atoms))
+        start += count
+    return results
+
+
+def _one_structure(
+    fields: dict[str, np.ndarray | None], index: int, atoms: slice
+) -> dict[str, Any]:
+    def take(name: str, selection: Any) -> np.ndarray | None:
+        value = fields[name]
+        return None if value is None else np.array(value[selection])
+
+    energy = float(fields["energy"][index])  # type: ignore[index]
+    results: dict[str, Any] = {
+        "energy": energy,
+        "free_energy": energy,
+        "energies": take("atomic_energies", atoms),
+        "forces": take("forces", atoms),
+    }
+    stress = take("stress", index)
+    if stress is not None:
+        results["stress"] = stress[VOIGT_ROWS, VOIGT_COLUMNS]
+    for kind in ("epistemic", "aleatoric"):
+        variance = take(f"energy_var_{kind}", index)
+        results[f"energy_var_{kind}"] = None if variance is None else float(variance)
+        results[f"energies_var_{kind}"] = take(f"atomic_energies_var_{kind}", atoms)
+        results[f"forces_cov_{kind}"] = take(f"forces_cov_{kind}", atoms)
+    for name in ("energy_var", "energies_var", "forces_cov"):
+        parts = [results[f"{name}_{kind}"] for kind in ("epistemic", "aleatoric")]
+        known = [part for part in parts if part is not None]
+        results[name] = sum(known[1:], start=known[0]) if known else None
+    results["stress_cov"] = take("stress_cov_epistemic", index)
+    results["energy_ensemble"] = take("energy_members", (slice(None), index))
+    results["forces_ensemble"] = take("forces_members", (slice(None), atoms))
+    members = take("stress_members", (slice(None), index))
+    if members is not None:
+        results["stress_ensemble"] = members[:, VOIGT_ROWS, VOIGT_COLUMNS]
+    results = {name: value for name, value in results.items() if value is not None}
+    return add_derived(results)
+
+
+def add_derived(results: dict[str, Any]) -> dict[str, Any]:
+    """Add standard deviations and diagonals that follow from the variances in `results`."""
+    if "energy_var" in results:
+        results["energy_uncertainty"] = float(np.sqrt(results["energy_var"]))
+    if "forces_cov" in results:
+        diagonal = np.einsum("icc->ic", results["forces_cov"]).copy()
+        results["forces_var"] = diagonal
+        results["forces_uncertainty"] = np.sqrt(diagonal)
+        results["forces_std"] = np.sqrt(diagonal.sum(axis=1))
+    if "stress_cov" in results:
+        results["stress_var"] = np.diag(results["stress_cov"]).copy()
+    return results

@@ -1,0 +1,187 @@
+"""Load a served file and run it: device, dtype, freezing, and the self-test."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+
+from ase_bayesmlip.card import ModelCard, read_card
+from ase_bayesmlip.graph import AtomicGraph, batch_graphs
+from ase_bayesmlip.neighbors import atomic_graph, complete_cell, neighbor_edges
+from ase_bayesmlip.prediction import Prediction
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+# Largest deviation of the self-test, relative to the size of what is compared.
+PROBE_TOLERANCE = {"float32": 1e-3, "float64": 1e-7}
+
+
+@contextmanager
+def quiet_torchscript() -> Iterator[None]:
+    """Silence torch's notice that TorchScript is deprecated: the user cannot act on it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".*torch\.jit\.", DeprecationWarning)
+        yield
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A served model, ready to run.
+
+    Attributes
+    ----------
+    module : torch.jit.ScriptModule
+    card : ModelCard
+    device : torch.device
+    dtype : str
+    path : str
+    """
+
+    module: Any
+    card: ModelCard
+    device: torch.device
+    dtype: str
+    path: str
+
+    def predict(
+        self, graphs: list[AtomicGraph], stress: bool = False, members: bool = False
+    ) -> Prediction:
+        """Mean and covariance for a list of structures.
+
+        Works inside ``torch.inference_mode`` and ``torch.no_grad`` too: forces need gradients.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            graph = _prepared(batch_graphs(graphs), self.device, DTYPES[self.dtype])
+            return self.module(graph, stress, members)
+
+
+def _prepared(graph: AtomicGraph, device: torch.device, dtype: torch.dtype) -> AtomicGraph:
+    """A copy on the device that gradients may be taken of, whatever mode made the original."""
+    floating = ("positions", "cell", "edge_shift")
+    fields = {
+        name: value
+        if name == "n_graphs"
+        else value.to(device=device, dtype=dtype if name in floating else torch.int64, copy=True)
+        for name, value in graph._asdict().items()
+    }
+    return AtomicGraph(**fields)
+
+
+def load_model(
+    path: str | Path, device: str | torch.device = "cpu", dtype: str | None = None
+) -> LoadedModel:
+    """Load a served file, move it to a device and check that it still gives its own numbers.
+
+    Parameters
+    ----------
+    path : path
+    device : str or torch.device
+    dtype : "float32", "float64" or None
+        None takes the precision of the training; reductions are in float64 either way.
+
+    Raises
+    ------
+    FileNotFoundError
+    ValueError
+        If the file is not ours, cut short, or of a newer format; if the device or dtype is
+        unknown or absent; if the probe structure gives other numbers than when it was saved.
+    """
+    card = read_card(path)
+    dtype = card.dtype if dtype is None else str(dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is unknown; choose {' or '.join(DTYPES)}")
+    target = _device(device)
+    try:
+        with quiet_torchscript():
+            module = torch.jit.load(str(path), map_location="cpu")
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path}: torch {torch.__version__} cannot load the program in the file ({error}); "
+            f"the file was written with torch {card.versions.get('torch', 'unknown')}"
+        ) from error
+    _cast(module, DTYPES[dtype])
+    with quiet_torchscript():
+        module = torch.jit.freeze(module.to(target).eval())
+    model = LoadedModel(module, card, target, dtype, str(path))
+    _self_test(model)
+    return model
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is unknown; choose 'cpu' or 'cuda'") from error
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "device 'cuda' was asked for, but torch sees no GPU; use device='cpu', or install a "
+            "CUDA build of torch"
+        )
+    return target
+
+
+def _cast(module: Any, dtype: torch.dtype) -> None:
+    """Cast weights and constants; reference energies stay in float64, they dwarf the rest."""
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if tensor.is_floating_point() and not name.endswith("reference_energies"):
+            tensor.data = tensor.data.to(dtype)
+
+
+def probe_graph(probe: dict[str, Any], cutoff: float) -> AtomicGraph:
+    """The probe structure of a card as a graph."""
+    atoms = Atoms(probe["numbers"], probe["positions"], cell=probe["cell"], pbc=probe["pbc"])
+    edges = neighbor_edges(atoms.positions, complete_cell(atoms), atoms.pbc, cutoff)
+    return atomic_graph(atoms, edges)
+
+
+def expected_numbers(prediction: Prediction) -> dict[str, Any]:
+    """What the self-test compares: energy, forces, and every variance the model gives."""
+    names = [
+        "energy",
+        "forces",
+        "energy_var_epistemic",
+        "energy_var_aleatoric",
+        "forces_cov_epistemic",
+        "forces_cov_aleatoric",
+    ]
+    values = {name: getattr(prediction, name) for name in names}
+    return {
+        name: value.detach().to("cpu", torch.float64).tolist()
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def _self_test(model: LoadedModel) -> None:
+    """Evaluate the probe twice (the first calls specialise the program) and compare."""
+    probe = model.card.probe
+    if not probe:
+        return
+    graph = probe_graph(probe, model.card.cutoff)
+    for _ in range(2):
+        found = expected_numbers(model.predict([graph]))
+    offset = sum(
+        model.card.reference_energies[symbol]
+        for symbol in Atoms(probe["numbers"]).get_chemical_symbols()
+    )
+    tolerance = PROBE_TOLERANCE[model.dtype]
+    for name, expected in probe["expected"].items():
+        reference, value = np.asarray(expected), np.asarray(found[name])
+        size = np.abs(reference - (offset if name == "energy" else 0.0)).max()
+        deviation = np.abs(value - reference).max()
+        # Written so that NaN fails.
+        if not deviation <= tolerance * max(size, 1e-6):
+            raise ValueError(
+                f"{model.path} fails its self-test on {model.device} in {model.dtype}: {name} of "
+                f"the probe structure deviates by {deviation:.3g} (allowed {tolerance * size:.3g})."
+                f" It was written with torch {model.card.versions.get('torch')}, this is "
+                f"{torch.__version__}; export it again from the training run"
+            )

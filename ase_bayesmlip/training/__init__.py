@@ -1,0 +1,1 @@
+"""Training of one potential: loss, loop, checkpoints."""

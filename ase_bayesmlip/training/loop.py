@@ -1,0 +1,338 @@
+"""The training loop of one potential: warm-up, likelihood, moving average, exact resume."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ase_bayesmlip.config import Config, to_dict
+from ase_bayesmlip.nn.potential import Potential
+from ase_bayesmlip.training.data import GraphDataset
+from ase_bayesmlip.training.loss import evaluate, loss
+from ase_bayesmlip.training.state import TrainingState, load_state, save_state
+
+METRICS = [
+    "epoch",
+    "phase",
+    "learning_rate",
+    "train_loss",
+    "valid_loss",
+    "valid_energy_rmse_meV_per_atom",
+    "valid_forces_rmse_meV_per_A",
+    "seconds",
+]
+
+
+class Trainer:
+    """Train one potential in a folder of its own.
+
+    Parameters
+    ----------
+    potential : Potential
+        Built for ``config.loss.kind``, in the dtype and on the device of the data.
+    train, valid : GraphDataset
+    config : Config
+    folder : Path
+        Gets ``checkpoint.pt`` and ``metrics.csv``.
+    shuffling_seed : int
+    resume : bool
+        Continue from the checkpoint in the folder, if there is one.
+    order : sequence of int, optional
+        Indices of the training structures, repeated ones allowed (bootstrap).
+    """
+
+    def __init__(
+        self,
+        potential: Potential,
+        train: GraphDataset,
+        valid: GraphDataset,
+        config: Config,
+        folder: Path,
+        shuffling_seed: int = 0,
+        resume: bool = False,
+        order: Sequence[int] | None = None,
+    ) -> None:
+        self.potential = potential
+        self.train_set, self.valid_set = train, valid
+        self.config = config
+        self.folder = folder
+        self.shuffling_seed = shuffling_seed
+        self.order = np.arange(len(train)) if order is None else np.asarray(order)
+        self.unit = float(potential.scale)
+        self.stress = any(bool(labels.has_stress) for _, labels in train.items)
+        self.optimizer = torch.optim.AdamW(
+            potential.parameters(),
+            lr=config.training.learning_rate,
+            weight_decay=config.training.weight_decay,
+            amsgrad=True,
+        )
+        self.state = self._initial_state(shuffling_seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        if resume and (folder / "checkpoint.pt").exists():
+            self._restore()
+        elif (folder / "metrics.csv").exists():
+            (folder / "metrics.csv").unlink()
+
+    def _initial_state(self, shuffling_seed: int) -> TrainingState:
+        weights = self._weights()
+        identity = to_dict(self.config)
+        # More epochs or another patience continue a run; all else would make it a different one.
+        identity["training"].pop("patience")
+        for key in ("train", "valid", "calibration", "reference_energies"):
+            identity["data"].pop(key)
+        identity |= {"shuffling_seed": shuffling_seed, "n_train": len(self.order)}
+        return TrainingState(
+            epoch=0,
+            step=0,
+            model={},
+            average={name: value.clone() for name, value in weights.items()},
+            best={name: value.clone() for name, value in weights.items()},
+            optimizer={},
+            best_loss=math.inf,
+            n_stale=0,
+            phase=self.phase(0),
+            finished=False,
+            identity=identity,
+        )
+
+    def _restore(self) -> None:
+        path = self.folder / "checkpoint.pt"
+        stored = load_state(path, device=self.potential.scale.device)
+        if stored.identity != self.state.identity:
+            changed = _differences(stored.identity, self.state.identity)
+            raise ValueError(
+                f"{path} belongs to a run with other settings ({'; '.join(changed)}); restore "
+                "them, or train into another folder"
+            )
+        self.state = stored
+        self.potential.load_state_dict(stored.model)
+        self.optimizer.load_state_dict(stored.optimizer)
+        self._truncate_metrics()
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: value.detach() for name, value in self.potential.state_dict().items()}
+
+    def phase(self, epoch: int) -> str:
+        """Name of the loss in an epoch: the warm-up's first, then the configured one."""
+        config = self.config
+        warmup_epochs = round(config.loss.warmup_fraction * config.training.epochs)
+        if config.loss.kind == "mse":
+            return config.loss.warmup
+        return config.loss.warmup if epoch < warmup_epochs else config.loss.kind
+
+    def run(self, progress: bool = True, until: int | None = None) -> Potential:
+        """Train to the configured number of epochs (or `until`) and return the best potential.
+
+        An interruption loses the unfinished epoch alone.
+        """
+        training = self.config.training
+        last = training.epochs if until is None else min(until, training.epochs)
+        bar = tqdm(
+            total=training.epochs,
+            initial=self.state.epoch,
+            desc=self.folder.name,
+            unit="epoch",
+            disable=not progress,
+        )
+        started = time.monotonic()
+        with bar:
+            while self.state.epoch < last and not self.state.finished:
+                self._enter_phase()
+                train_loss = self._epoch()
+                self.state.epoch += 1
+                due = self.state.epoch % training.evaluate_every == 0
+                if due or self.state.epoch == training.epochs:
+                    metrics = self._validate()
+                    self._keep_best(metrics["valid_loss"])
+                    self._log(train_loss, metrics, time.monotonic() - started)
+                    bar.set_postfix(F=f"{metrics['valid_forces_rmse_meV_per_A']:.1f} meV/Å")
+                self.state.finished |= self.state.epoch == training.epochs
+                self._save()
+                bar.update()
+        return self.best_potential()
+
+    def best_potential(self) -> Potential:
+        """The potential with the best averaged weights, without gradients."""
+        self.potential.load_state_dict(self.state.best)
+        return self.potential.eval().requires_grad_(False)
+
+    def _epoch(self) -> float:
+        epoch = self.state.epoch
+        generator = np.random.default_rng([self.shuffling_seed, epoch])
+        order = generator.permutation(self.order)
+        losses = []
+        batch_size = self.config.training.batch_size
+        n_batches = math.ceil(len(order) / batch_size)
+        for graph, labels in self.train_set.batches(order.tolist(), batch_size):
+            rate = self._learning_rate(n_batches)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            outputs = evaluate(self.potential, graph, self.stress, create_graph=True)
+            value = loss(self.state.phase, self.config.loss, outputs, labels, graph, self.unit)
+            self.optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            self._step(value)
+            losses.append(value.detach())
+        return float(torch.stack(losses).mean())
+
+    def _step(self, value: Tensor) -> None:
+        parameters = [p for p in self.potential.parameters() if p.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.training.clip_norm)
+        if not bool(torch.isfinite(norm)):
+            raise FloatingPointError(
+                f"training diverged in epoch {self.state.epoch + 1} (loss {float(value):.3g}, "
+                f"gradient {float(norm):.3g}); lower training.learning_rate and continue with "
+                "--resume from the last checkpoint, or start again"
+            )
+        self.optimizer.step()
+        self.state.step += 1
+        self._update_average()
+
+    def _update_average(self) -> None:
+        # The average of the first steps is over those steps: it must not remember the start.
+        decay = min(self.config.training.ema_decay, self.state.step / (self.state.step + 10))
+        weights = self._weights()
+        floating = [name for name, value in weights.items() if value.is_floating_point()]
+        torch._foreach_lerp_(
+            [self.state.average[name] for name in floating],
+            [weights[name] for name in floating],
+            1.0 - decay,
+        )
+
+    def _learning_rate(self, n_batches: int) -> float:
+        training = self.config.training
+        step, total = self.state.step, training.epochs * n_batches
+        rate = training.learning_rate * min(1.0, (step + 1) / max(training.warmup_steps, 1))
+        if training.schedule == "cosine":
+            rate *= 0.5 * (1.0 + math.cos(math.pi * min(step / total, 1.0)))
+        return rate
+
+    def _enter_phase(self) -> None:
+        """On the change from warm-up to likelihood, start the error bars from the errors."""
+        phase = self.phase(self.state.epoch)
+        if phase == self.state.phase and self.state.epoch > 0:
+            return
+        self.state.phase = phase
+        self.state.best_loss, self.state.n_stale = math.inf, 0
+        if phase in ("nll_e", "nll_jef"):
+            energy_mse, force_mse = self._validation_errors()
+            floor = (1e-4 * self.unit) ** 2
+            self.potential.noise.set_scales(max(energy_mse, floor), max(force_mse, floor))
+            for name in ("noise.energy_scale", "noise.force_scale"):
+                self.state.average[name].copy_(self.potential.state_dict()[name])
+
+    def _validation_errors(self) -> tuple[float, float]:
+        """Mean squared errors of the averaged weights: energy, eV² per atom; force component."""
+        energy, force, n_atoms = 0.0, 0.0, 0
+        with _Weights(self.potential, self.state.average):
+            for graph, labels in self.valid_set.batches(range(len(self.valid_set)), 32):
+                outputs = evaluate(self.potential, graph, stress=False, create_graph=False)
+                error = (outputs.energy - labels.energy).detach()
+                energy += float((error**2 / labels.n_atoms).sum())
+                force += float(((outputs.forces.detach() - labels.forces) ** 2).sum())
+                n_atoms += len(labels.forces)
+        return energy / len(self.valid_set), force / (3 * n_atoms)
+
+    def _validate(self) -> dict[str, float]:
+        """Loss and errors of the averaged weights on the validation structures."""
+        total, energy, force, n_atoms = 0.0, 0.0, 0.0, 0
+        config = self.config.loss
+        with _Weights(self.potential, self.state.average):
+            for graph, labels in self.valid_set.batches(range(len(self.valid_set)), 32):
+                outputs = evaluate(self.potential, graph, self.stress, create_graph=False)
+                value = loss(self.state.phase, config, outputs, labels, graph, self.unit)
+                total += float(value.detach()) * graph.n_graphs
+                per_atom = (outputs.energy - labels.energy).detach() / labels.n_atoms
+                energy += float((per_atom**2).sum())
+                force += float(((outputs.forces.detach() - labels.forces) ** 2).sum())
+                n_atoms += len(labels.forces)
+        n_valid = len(self.valid_set)
+        return {
+            "valid_loss": total / n_valid,
+            "valid_energy_rmse_meV_per_atom": 1e3 * math.sqrt(energy / n_valid),
+            "valid_forces_rmse_meV_per_A": 1e3 * math.sqrt(force / (3 * n_atoms)),
+        }
+
+    def _keep_best(self, valid_loss: float) -> None:
+        if valid_loss < self.state.best_loss:
+            self.state.best_loss, self.state.n_stale = valid_loss, 0
+            self.state.best = {name: v.clone() for name, v in self.state.average.items()}
+            return
+        self.state.n_stale += 1
+        patience = self.config.training.patience
+        final = self.phase(self.state.epoch) == self.phase(self.config.training.epochs)
+        self.state.finished |= final and 0 < patience <= self.state.n_stale
+
+    def _save(self) -> None:
+        state = dataclasses.replace(
+            self.state,
+            model=self._weights(),
+            optimizer=self.optimizer.state_dict(),
+        )
+        save_state(state, self.folder / "checkpoint.pt")
+
+    def _log(self, train_loss: float, metrics: dict[str, float], seconds: float) -> None:
+        path = self.folder / "metrics.csv"
+        is_new = not path.exists()
+        row = {
+            "epoch": self.state.epoch,
+            "phase": self.state.phase,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "train_loss": train_loss,
+            "seconds": round(seconds, 2),
+            **metrics,
+        }
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, METRICS)
+            if is_new:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def _truncate_metrics(self) -> None:
+        """Drop rows written after the checkpoint, which a continued run writes again."""
+        path = self.folder / "metrics.csv"
+        if not path.exists():
+            return
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= self.state.epoch]
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, METRICS)
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+class _Weights:
+    """Put other weights into a potential for the length of a `with` block."""
+
+    def __init__(self, potential: Potential, weights: dict[str, Tensor]) -> None:
+        self.potential = potential
+        self.weights = weights
+
+    def __enter__(self) -> None:
+        self.own = {name: v.clone() for name, v in self.potential.state_dict().items()}
+        self.potential.load_state_dict(self.weights)
+
+    def __exit__(self, *exception: Any) -> None:
+        self.potential.load_state_dict(self.own)
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
+    """Settings that differ, as 'path: old -> new'."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += _differences(a, b, f"{path}{key}.")
+        elif a != b:
+            found.append(f"{path}{key}: {a} -> {b}")
+    return found

@@ -1,0 +1,134 @@
+"""Losses on energies, forces and stress; every weight multiplies a whole term.
+
+Residuals are measured in units of the training force RMS s (energies in s · 1 Å), so that weights
+carry over between data sets. Per structure of n atoms, with weights w, the joint likelihood is
+
+    NLL_JEF = (1/n) { w_E ½ [ΔE²/σ_E² + log σ_E²] + w_F Σ_i ½ [Δf_iᵀ Σ_i⁻¹ Δf_i + log det Σ_i] },
+
+averaged over structures: with w = 1 and β = 0 the true negative log-likelihood per atom. NLL_E has
+the energy term of it and the squared force error; MSE is
+
+    w_E ΔE²/n + w_F |Δf|²/3 (mean over atoms).
+
+Stress enters as a squared error, w_S (V Δσ)²/n, the residual of the virial.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ase_bayesmlip.config import LossConfig
+from ase_bayesmlip.graph import AtomicGraph
+from ase_bayesmlip.nn.derivatives import (
+    gradients,
+    stress_from_strain_gradient,
+    sum_by_graph,
+    with_derivative_inputs,
+)
+from ase_bayesmlip.statistics import gaussian_nll, multivariate_nll
+from ase_bayesmlip.training.data import Labels
+
+
+class Outputs(NamedTuple):
+    """Predictions of one potential for a training batch.
+
+    Attributes
+    ----------
+    energy : Tensor of float64, (n_graphs,), eV, reference energies not included
+    forces : Tensor, (n_atoms, 3), eV/Å
+    stress : Tensor or None, (n_graphs, 3, 3), eV/Å³
+    energy_var : Tensor or None, (n_graphs,), eV²
+    forces_cov : Tensor or None, (n_atoms, 3, 3), (eV/Å)²
+    """
+
+    energy: Tensor
+    forces: Tensor
+    stress: Tensor | None
+    energy_var: Tensor | None
+    forces_cov: Tensor | None
+
+
+def evaluate(potential: nn.Module, graph: AtomicGraph, stress: bool, create_graph: bool) -> Outputs:
+    """Energy, forces, stress and noise of a batch; `create_graph` for a loss on forces."""
+    leaf, positions, strain = with_derivative_inputs(graph, stress)
+    output = potential(leaf)
+    energies = output.atomic_energies[0]
+    leaves = [positions, strain] if stress else [positions]
+    slopes = gradients(energies.sum(), leaves, create_graph)
+    forces = -slopes[0]
+    sigma = stress_from_strain_gradient(slopes[1], graph.cell) if stress else None
+    variance = output.atomic_energies_var
+    return Outputs(
+        energy=sum_by_graph(energies, graph.batch, graph.n_graphs),
+        forces=forces,
+        stress=sigma,
+        energy_var=None
+        if variance is None
+        else sum_by_graph(variance[0], graph.batch, graph.n_graphs),
+        forces_cov=None if output.forces_cov is None else output.forces_cov[0],
+    )
+
+
+def loss(
+    kind: str, config: LossConfig, outputs: Outputs, labels: Labels, graph: AtomicGraph, unit: float
+) -> Tensor:
+    """The loss of a batch, a scalar in float64.
+
+    Parameters
+    ----------
+    kind : "mse", "huber", "nll_e" or "nll_jef"
+        The warm-up's or the final kind.
+    unit : float, eV/Å
+        Force RMS of the training set.
+    """
+    residual = (outputs.energy - labels.energy) / unit
+    force_residual = (outputs.forces - labels.forces) / unit
+    value = config.energy_weight * _energy_term(kind, config, outputs, labels, residual, unit)
+    value = value + config.forces_weight * _force_term(
+        kind, config, outputs, labels, graph, force_residual, unit
+    )
+    if outputs.stress is not None and bool(labels.has_stress.any()):
+        volume = torch.linalg.det(graph.cell).abs()[labels.has_stress].view(-1, 1, 1)
+        difference = (outputs.stress - labels.stress)[labels.has_stress] * volume / unit
+        per_structure = (difference**2).mean(dim=(1, 2)) / labels.n_atoms[labels.has_stress]
+        value = value + config.stress_weight * per_structure.mean()
+    return value
+
+
+def _energy_term(
+    kind: str, config: LossConfig, outputs: Outputs, labels: Labels, residual: Tensor, unit: float
+) -> Tensor:
+    if kind in ("nll_e", "nll_jef"):
+        assert outputs.energy_var is not None  # the potential was built for this loss
+        nll = gaussian_nll(residual, outputs.energy_var / unit**2, config.beta)
+        return (nll / labels.n_atoms).mean()
+    if kind == "huber":
+        return _huber(residual / labels.n_atoms.sqrt(), config.huber_delta).mean()
+    return (residual**2 / labels.n_atoms).mean()
+
+
+def _force_term(
+    kind: str,
+    config: LossConfig,
+    outputs: Outputs,
+    labels: Labels,
+    graph: AtomicGraph,
+    residual: Tensor,
+    unit: float,
+) -> Tensor:
+    if kind == "nll_jef":
+        assert outputs.forces_cov is not None  # the potential was built for this loss
+        nll = multivariate_nll(residual, outputs.forces_cov / unit**2, config.beta)
+        return (sum_by_graph(nll, graph.batch, graph.n_graphs) / labels.n_atoms).mean()
+    if kind == "huber":
+        return _huber(residual, config.huber_delta).mean()
+    return (residual**2).mean()
+
+
+def _huber(residual: Tensor, delta: float) -> Tensor:
+    """Twice the Huber function: r² within ±delta, linear beyond."""
+    size = residual.abs()
+    return torch.where(size <= delta, residual**2, delta * (2.0 * size - delta))

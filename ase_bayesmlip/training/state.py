@@ -1,0 +1,78 @@
+"""Checkpoints: all that a training run needs to go on as if it had never stopped.
+
+A checkpoint holds tensors and plain data only, and is read with ``weights_only=True``. Batches and
+learning rates are functions of the epoch and step, so no state of a random generator is needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHECKPOINT_VERSION = 1
+
+
+@dataclasses.dataclass
+class TrainingState:
+    """Everything that changes while training.
+
+    Attributes
+    ----------
+    epoch, step : int
+        Finished epochs and optimiser steps.
+    model, average, best : dict of str to Tensor
+        Weights, their moving average, and the average with the lowest validation loss.
+    optimizer : dict
+        State of the optimiser.
+    best_loss : float
+    n_stale : int
+        Evaluations since `best_loss` improved.
+    phase : str
+        Loss of the current phase; a change resets `best`.
+    finished : bool
+    identity : dict
+        What must not change between a run and its continuation.
+    """
+
+    epoch: int
+    step: int
+    model: dict[str, Tensor]
+    average: dict[str, Tensor]
+    best: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    best_loss: float
+    n_stale: int
+    phase: str
+    finished: bool
+    identity: dict[str, Any]
+
+
+def save_state(state: TrainingState, path: Path) -> None:
+    """Write a checkpoint; an interruption leaves either the old file or the new one."""
+    content = {
+        field.name: getattr(state, field.name) for field in dataclasses.fields(TrainingState)
+    }
+    temporary = path.with_suffix(".tmp")
+    torch.save({"version": CHECKPOINT_VERSION, **content}, temporary)
+    temporary.replace(path)
+
+
+def load_state(path: Path, device: torch.device | str = "cpu") -> TrainingState:
+    """Read a checkpoint.
+
+    Raises
+    ------
+    ValueError
+        If the file is no checkpoint of ours, or is of another version.
+    """
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} is not a readable checkpoint ({error})") from error
+    if not isinstance(content, dict) or content.pop("version", None) != CHECKPOINT_VERSION:
+        raise ValueError(f"{path} is not a checkpoint of version {CHECKPOINT_VERSION}")
+    return TrainingState(**content)
