@@ -57,13 +57,13 @@ class BayesianCalculator(Calculator):
 
     Notes
     -----
-    Results are float64 arrays of their own, in eV and Å; the README has
-    the table of keys, shapes and units. `export_properties` passes on the names that ASE knows, so trajectories, databases
+    Results are float64 arrays of their own, in eV and Å; the README has the table of keys, shapes
+    and units. `export_properties` passes on the names that ASE knows, so trajectories, databases
     and drivers that ask for "all properties" keep working.
     """
 
     # The model sees neither, so a change of them needs no new evaluation.
-    ignored_changes = frozenset({"initial_charges", "initial_magmoms"})
+    ignored_changes: set[str] = {"initial_charges", "initial_magmoms"}  # noqa: RUF012
 
     def __init__(
         self,
@@ -200,7 +200,7 @@ class BayesianCalculator(Calculator):
         for name, value in self.results.items():
             if name in MEAN or name in ENSEMBLE:
                 continue
-            if isinstance(value, np.ndarray) and value.shape[:1] == (len(atoms),):
+            if name.startswith(("forces", "energies")):
                 per_atom = value.reshape(len(atoms), -1) if value.ndim > 2 else value
                 atoms.arrays[prefix + name] = per_atom.copy()
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -69,7 +70,7 @@ def build_potential(
     inputs = [[Irrep(0, 1)], *outputs[:-1]]
     layers: list[nn.Module] = []
     for irreps_in, irreps_out in zip(inputs, outputs, strict=True):
-        shape = {
+        shape: dict[str, Any] = {
             "channels": channels,
             "n_species": len(statistics.atomic_numbers),
             "l_max": model.l_max,

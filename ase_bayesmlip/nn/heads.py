@@ -166,6 +166,9 @@ class NoiseHeads(nn.Module):
     covariance : "spd", "cholesky", "iso" or "none"
     """
 
+    energy_scale: Tensor
+    force_scale: Tensor
+
     def __init__(self, covariance: str) -> None:
         super().__init__()
         self.covariance = covariance
@@ -174,8 +177,8 @@ class NoiseHeads(nn.Module):
 
     def set_scales(self, energy_variance: float, force_variance: float) -> None:
         """Set the variances, eV² per atom and (eV/Å)² per component, that raw zeros stand for."""
-        self.energy_scale.fill_(energy_variance)  # type: ignore[operator]
-        self.force_scale.fill_(force_variance)  # type: ignore[operator]
+        self.energy_scale.fill_(energy_variance)
+        self.force_scale.fill_(force_variance)
 
     def energy_variance(self, raw: Tensor) -> Tensor:
         """(n,) raw log-variance to (n,) eV²."""

@@ -25,6 +25,8 @@ from ase_bayesmlip.nn.radial import DenseNetwork
 class EquivariantLinear(nn.Module):
     """One matrix per irrep over channels: h'_m = h_m W_l, the same for all m of an irrep."""
 
+    irrep_of: Tensor
+
     def __init__(
         self, irreps: list[Irrep], n_in: int, n_out: int, generator: torch.Generator
     ) -> None:
@@ -45,6 +47,8 @@ class SpeciesLinear(nn.Module):
     Written as one product with the features spread over a one-hot species axis, which costs
     n_species times the arithmetic of a plain map and no gather of weights per atom.
     """
+
+    irrep_of: Tensor
 
     def __init__(
         self,
@@ -76,6 +80,10 @@ class PathLinear(nn.Module):
     columns : list of (out component, path)
         Meaning of each row of the tensor product, in its order.
     """
+
+    gather: Tensor
+    mask: Tensor
+    irrep_of: Tensor
 
     def __init__(
         self,
@@ -120,6 +128,9 @@ class Convolution(nn.Module):
     the distance alone. The published layer also concatenates the uncoupled h_j; the path through
     Y_00 = 1 is the same thing, so it is left out.
     """
+
+    coupling: Tensor
+    path_of: Tensor
 
     def __init__(
         self,
@@ -226,6 +237,8 @@ class ChannelProduct(nn.Module):
 
     P_i = W [x_i ⊗ y_i]: raises the body order by that of y.
     """
+
+    coupling: Tensor
 
     def __init__(
         self,

@@ -38,6 +38,10 @@ class Potential(nn.Module):
         Form of the force covariance; "none" where it is not trained.
     """
 
+    scale: Tensor
+    atomic_numbers: Tensor
+    one_hot: Tensor
+
     def __init__(
         self,
         layers: list[nn.Module],
@@ -66,7 +70,7 @@ class Potential(nn.Module):
         self.covariance = covariance
         n_scalars = 1 + int(has_energy_noise) + COVARIANCE_SCALARS[covariance]
         self.basis = RadialBasis(cutoff, n_radial, envelope_power)
-        self.harmonics = SphericalHarmonics(l_max)
+        self.angular = SphericalHarmonics(l_max)
         self.embedding = nn.Parameter(
             torch.randn(len(atomic_numbers), channels, generator=generator)
         )
@@ -87,7 +91,7 @@ class Potential(nn.Module):
         """Interaction energy of every atom and the aleatoric noise of the labels."""
         vectors = edge_vectors(graph)
         distances = torch.sqrt((vectors * vectors).sum(dim=1))
-        harmonics = self.harmonics(vectors / distances.unsqueeze(1))
+        harmonics = self.angular(vectors / distances.unsqueeze(1))
         radial = self.basis(distances)
         species = self.one_hot.index_select(0, graph.atomic_numbers)
         features = (species @ self.embedding).unsqueeze(1)

@@ -56,6 +56,9 @@ class RaceLayer(nn.Module):
 class Skip(nn.Module):
     """Species-indexed linear map of the irreps that input and output share, zero elsewhere."""
 
+    take: Tensor
+    put: Tensor
+
     def __init__(
         self,
         irreps_in: list[Irrep],

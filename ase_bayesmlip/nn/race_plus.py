@@ -26,6 +26,8 @@ from ase_bayesmlip.nn.race import Skip
 class RacePlusLayer(nn.Module):
     """One message-passing iteration with density products up to third order."""
 
+    take: Tensor
+
     def __init__(
         self,
         irreps_in: list[Irrep],

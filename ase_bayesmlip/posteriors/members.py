@@ -84,7 +84,8 @@ def train_members(
     """
     prepare_run(config, load_training_data(config), folder, resume)
     arguments = [(config, folder, index, bootstrap, resume, device) for index in range(n_members)]
-    if jobs > 1 and n_members > 1:
+    jobs = min(jobs, n_members)
+    if jobs > 1:
         n_threads = max(1, (os.cpu_count() or 1) // jobs)
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (n_threads,)) as pool:

@@ -42,6 +42,8 @@ class ServedModel(nn.Module):
     reference_energies : dict of int to float, eV
     """
 
+    reference_energies: Tensor
+
     def __init__(self, members: list[Potential], reference_energies: dict[int, float]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)

@@ -21,7 +21,7 @@ from ase_bayesmlip.datasets import (
     sha256,
     split_validation,
 )
-from ase_bayesmlip.graph import AtomicGraph, batch_graphs
+from ase_bayesmlip.graph import AtomicGraph, batch_graphs, graph_to
 from ase_bayesmlip.neighbors import atomic_graph, complete_cell, neighbor_edges
 from ase_bayesmlip.nn.build import DataStatistics
 
@@ -103,8 +103,7 @@ def _item(
         has_stress=torch.tensor([frame.stress is not None]),
         n_atoms=torch.tensor([len(atoms)], dtype=dtype),
     )
-    moved = [field.to(device) if isinstance(field, Tensor) else field for field in graph]
-    return AtomicGraph(*moved), Labels(*(field.to(device) for field in labels))
+    return graph_to(graph, device, dtype), Labels(*(field.to(device) for field in labels))
 
 
 def data_statistics(

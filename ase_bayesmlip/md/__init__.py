@@ -1,0 +1,42 @@
+"""Monitored dynamics: observers that turn error bars into decisions while a simulation runs.
+
+A *score* reads one number off the results of a step (`scores`), a *trigger* compares it with a
+threshold that comes from calibration data (`threshold`), and *actions* respond (`actions`). The
+`UncertaintyMonitor` ties the three together as one ordinary ASE observer, which never evaluates
+the calculator; `simulation` runs a whole monitored trajectory.
+"""
+
+from __future__ import annotations
+
+from ase_bayesmlip.md.actions import (
+    Call,
+    LogCSV,
+    Stop,
+    UncertaintyWarning,
+    Warn,
+    WriteFrame,
+)
+from ase_bayesmlip.md.events import Event, History
+from ase_bayesmlip.md.monitor import UncertaintyMonitor
+from ase_bayesmlip.md.recalculate import Recalculate, ReferenceRecord
+from ase_bayesmlip.md.rewind import Rewind
+from ase_bayesmlip.md.scores import SCORES, Score
+from ase_bayesmlip.md.threshold import false_alarm_threshold
+
+__all__ = [
+    "SCORES",
+    "Call",
+    "Event",
+    "History",
+    "LogCSV",
+    "Recalculate",
+    "ReferenceRecord",
+    "Rewind",
+    "Score",
+    "Stop",
+    "UncertaintyMonitor",
+    "UncertaintyWarning",
+    "Warn",
+    "WriteFrame",
+    "false_alarm_threshold",
+]

@@ -1,0 +1,201 @@
+"""Actions: what happens when a monitor fires.
+
+An action is any callable ``action(event, monitor) -> None``. One that also has a method
+``on_frame(monitor)`` is called after every observed frame, when all actions have run.
+`Recalculate` and `Rewind` have modules of their own and can be imported from here as well.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ase_bayesmlip.md.events import Event, UncertaintyWarning, event_information
+from ase_bayesmlip.md.frames import annotated_frame, append_frame
+from ase_bayesmlip.md.recalculate import Recalculate, ReferenceRecord
+from ase_bayesmlip.md.rewind import Rewind
+
+if TYPE_CHECKING:
+    from ase_bayesmlip.md.monitor import UncertaintyMonitor
+
+__all__ = [
+    "Call",
+    "LogCSV",
+    "Recalculate",
+    "ReferenceRecord",
+    "Rewind",
+    "Stop",
+    "TrajectoryWriter",
+    "UncertaintyWarning",
+    "Warn",
+    "WriteFrame",
+]
+
+
+class LogCSV:
+    """Every observed frame as one row of a CSV file.
+
+    A row is written in one piece after the actions have run, and the file is closed between rows,
+    so that an interrupted run keeps its log. An existing log with the same columns is continued;
+    a last row that was cut short is removed.
+
+    Parameters
+    ----------
+    path : path
+        Columns: `COLUMNS`, in eV, eV/Å, fs and K; the score and the threshold in the unit of the
+        score. A field without a value is empty: time in a relaxation, or the reference columns of
+        frames that were not recalculated.
+    """
+
+    COLUMNS = (
+        "step",
+        "time_fs",
+        "temperature_K",
+        "energy",
+        "energy_uncertainty",
+        "score",
+        "threshold",
+        "flagged",
+        "event",
+        "reference_energy",
+        "energy_error",
+        "force_rmse",
+        "force_rms_uncertainty",
+        "force_max_error",
+        "force_max_uncertainty",
+    )
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._ready = False
+
+    def __call__(self, event: Event, monitor: UncertaintyMonitor) -> None:
+        """Do nothing: the row of the frame is written once, by `on_frame`."""
+
+    def on_frame(self, monitor: UncertaintyMonitor) -> None:
+        """Append the row of the present frame."""
+        if not self._ready:
+            self._prepare()
+        with self.path.open("a", encoding="utf-8", newline="") as file:
+            file.write(_csv_line([_field(monitor.row.get(name)) for name in self.COLUMNS]))
+
+    def _prepare(self) -> None:
+        header = _csv_line(self.COLUMNS)
+        if not self.path.exists() or self.path.stat().st_size == 0:
+            self.path.write_text(header, encoding="utf-8", newline="")
+        else:
+            content = self.path.read_bytes()
+            if not content.startswith(header.encode()):
+                raise ValueError(
+                    f"{self.path} exists and is not a log with the columns "
+                    f"{', '.join(self.COLUMNS)}; choose another file or remove it"
+                )
+            if not content.endswith(b"\n"):
+                self.path.write_bytes(content[: content.rindex(b"\n") + 1])
+        self._ready = True
+
+
+class WriteFrame:
+    """Append the frame, with its results and uncertainties, to an extended XYZ file.
+
+    Energy, forces and stress are where ASE expects them; variances are in ``info`` and ``arrays``
+    under the names of the results, 3×3 covariances as 9 columns; ``info`` also holds step, time,
+    score and threshold of the event. A quantity that is not finite is written as it is.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __call__(self, event: Event, monitor: UncertaintyMonitor) -> None:  # noqa: ARG002
+        """Write one frame."""
+        frame = annotated_frame(event.atoms, event.results)
+        frame.info.update(event_information(event))
+        append_frame(self.path, frame)
+
+
+class TrajectoryWriter:
+    """Observer that appends frames with their uncertainties to an extended XYZ file.
+
+    Attach it after the monitor, at any multiple of its interval::
+
+        dyn.attach(TrajectoryWriter(monitor, "trajectory.extxyz"), interval=10)
+
+    Energy and forces are those of the model, also in frames that continue on reference forces.
+    A frame that was rewound is left out.
+    """
+
+    def __init__(self, monitor: UncertaintyMonitor, path: str | Path) -> None:
+        self.monitor = monitor
+        self.path = Path(path)
+
+    def __call__(self) -> None:
+        """Write the present frame."""
+        monitor = self.monitor
+        step = monitor.dyn.nsteps
+        row = monitor.row if monitor.row.get("step") == step else {}
+        if "rewound_to" in row:
+            return
+        results = monitor.atoms.calc.results
+        if monitor.events and monitor.events[-1].step == step:
+            results = monitor.events[-1].results
+        frame = annotated_frame(monitor.atoms, results)
+        frame.info["step"] = step
+        if row:
+            frame.info["flagged"] = bool(row["flagged"])
+        names = ("time_fs", "score", "threshold", "reference_energy")
+        frame.info.update({name: row[name] for name in names if row.get(name) is not None})
+        append_frame(self.path, frame)
+
+
+class Stop:
+    """End the run cleanly: ``dyn.run()`` returns, and can be called again to continue."""
+
+    def __call__(self, event: Event, monitor: UncertaintyMonitor) -> None:
+        """Stop after the present step and keep the reason in ``monitor.stop_reason``."""
+        monitor.stop(f"{event.kind} frame at step {event.step}: {event.reason}")
+
+
+class Warn:
+    """Issue one `UncertaintyWarning` per event.
+
+    The text names the step, so that Python's default filter, which shows a text only once, shows
+    every event.
+    """
+
+    def __call__(self, event: Event, monitor: UncertaintyMonitor) -> None:  # noqa: ARG002
+        """Warn."""
+        atoms = ", ".join(str(index) for index in event.worst_atoms)
+        where = f" (atoms {atoms})" if atoms else ""
+        warnings.warn(
+            f"{event.kind} frame at step {event.step}: {event.reason}{where}",
+            UncertaintyWarning,
+            stacklevel=2,
+        )
+
+
+class Call:
+    """Call a function with the event alone."""
+
+    def __init__(self, function: Callable[[Event], Any]) -> None:
+        self.function = function
+
+    def __call__(self, event: Event, monitor: UncertaintyMonitor) -> None:  # noqa: ARG002
+        """Call it."""
+        self.function(event)
+
+
+def _field(value: Any) -> Any:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return repr(float(value)) if isinstance(value, float) else value
+
+
+def _csv_line(fields: Any) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerow(fields)
+    return text.getvalue()

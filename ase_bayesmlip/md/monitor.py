@@ -1,0 +1,296 @@
+"""`UncertaintyMonitor`: the one ASE observer that turns error bars into decisions."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ase_bayesmlip.md.actions import LogCSV, Stop, UncertaintyWarning
+from ase_bayesmlip.md.events import (
+    Event,
+    History,
+    HistoryRecorder,
+    copy_results,
+    fresh_results,
+    worst_atoms,
+)
+from ase_bayesmlip.md.integrators import observed_structure, time_step_fs
+from ase_bayesmlip.md.scores import Score, ScoreFunction, evaluate_score, find_score
+from ase_bayesmlip.md.threshold import (
+    Trigger,
+    close_contact,
+    find_threshold,
+    unphysical_results,
+)
+
+Action = Callable[[Event, "UncertaintyMonitor"], None]
+
+
+class _Observation(NamedTuple):
+    """One frame as the monitor sees it; `unphysical` says why, and is empty if it is not."""
+
+    time_fs: float | None
+    results: Mapping[str, Any]
+    score: Score
+    unphysical: str
+    flagged: bool
+
+
+class UncertaintyMonitor:
+    """Watch the uncertainty of a running simulation or relaxation and act on it.
+
+    The monitor reads the results that the calculator already holds and never evaluates it::
+
+        monitor = UncertaintyMonitor(dyn, false_alarm_rate=0.01, actions=[Warn(), Stop()])
+        dyn.attach(monitor, interval=1)
+
+    A frame is *flagged* when its score is above the threshold. An *uncertain* event fires when
+    patience, cooldown and budget allow it, and is handed to `actions` in their order. A frame
+    with non-finite results, a score above `upper_limit` or two atoms that almost coincide is
+    *unphysical*: it fires at once and goes to `on_unphysical` only, never to `actions`, so that
+    it is neither recalculated nor learned from.
+
+    Parameters
+    ----------
+    dyn : MolecularDynamics or Optimizer
+    score : str or callable
+        A name in `SCORES`, or a function ``(results, atoms) -> Score or float``.
+    threshold : float, unit of the score
+    false_alarm_rate : float
+        Instead of `threshold`: false alarms per frame, turned into a threshold by the calibration
+        scores. See `false_alarm_threshold` for what is guaranteed.
+    calibration_scores : array_like, (n,), unit of the score
+        Default: those in the model card, ``calc.card.calibration["scores"][score]``.
+    actions : sequence of callables ``action(event, monitor)``
+    log : path or LogCSV
+        Every observed frame as one row of a CSV file.
+    patience : int
+        Flagged frames in a row before an event fires.
+    cooldown : int
+        Observed frames without an event after an event.
+    budget : int or None
+        Largest number of uncertain events. The event after the last is not handed to the actions.
+    on_budget : {"ignore", "stop"}
+        What that event does: warn once and go on logging only, or stop the run.
+    upper_limit : float or None, unit of the score
+        Frames with a larger score are unphysical.
+    on_unphysical : sequence of callables
+        Default: stop the run.
+    min_distance_ratio : float or None
+        Two atoms closer than this fraction of the sum of their covalent radii are unphysical. None
+        switches the check off.
+    n_worst : int
+        Atoms named in an event.
+    keep_events : int
+        Events kept in `events`, the newest; `n_events` counts them all.
+
+    Attributes
+    ----------
+    events : deque of Event
+    history : History
+    threshold : float
+    stop_reason : str
+        Why the monitor stopped the run; empty when it did not.
+    row : dict
+        The log entry of the present frame.
+    """
+
+    def __init__(
+        self,
+        dyn: Any,
+        *,
+        score: str | ScoreFunction = "forces_epistemic_max",
+        threshold: float | None = None,
+        false_alarm_rate: float | None = None,
+        calibration_scores: Sequence[float] | np.ndarray | None = None,
+        actions: Sequence[Action] = (),
+        log: str | Path | LogCSV | None = None,
+        patience: int = 1,
+        cooldown: int = 0,
+        budget: int | None = None,
+        on_budget: str = "ignore",
+        upper_limit: float | None = None,
+        on_unphysical: Sequence[Action] | None = None,
+        min_distance_ratio: float | None = 0.5,
+        n_worst: int = 3,
+        keep_events: int = 1000,
+    ) -> None:
+        self.dyn = dyn
+        self.atoms = observed_structure(dyn)
+        self.score_name, self._score = find_score(score)
+        self.false_alarm_rate = false_alarm_rate
+        self.threshold = find_threshold(
+            threshold, false_alarm_rate, calibration_scores, self.score_name, self.atoms.calc
+        )
+        if upper_limit is not None and not upper_limit > self.threshold:
+            raise ValueError(
+                f"upper_limit {upper_limit:g} must be above the threshold {self.threshold:g}"
+            )
+        _check_budget(budget, on_budget)
+        self.actions = tuple(actions)
+        self.on_unphysical = (Stop(),) if on_unphysical is None else tuple(on_unphysical)
+        if isinstance(log, str | Path):
+            log = LogCSV(log)
+        hooked: tuple[Any, ...] = (*self.actions, *self.on_unphysical, log)
+        self._loggers = {id(item): item for item in hooked if hasattr(item, "on_frame")}.values()
+        self._trigger = Trigger(patience, cooldown)
+        self.budget = budget
+        self.on_budget = on_budget
+        self.upper_limit = upper_limit
+        self.min_distance_ratio = min_distance_ratio
+        self.n_worst = n_worst
+        self.events: deque[Event] = deque(maxlen=keep_events)
+        self.n_events = 0
+        self.n_uncertain = 0
+        self.stop_reason = ""
+        self.row: dict[str, Any] = {}
+        self._budget_reported = False
+        self._history = HistoryRecorder()
+
+    def __call__(self) -> None:
+        """Observe the present frame: score it, note it, act on it, log it.
+
+        Raises
+        ------
+        RuntimeError
+            If the calculator holds no results, or results of another structure.
+        PropertyNotImplementedError
+            If the results lack what the score needs.
+        """
+        frame = self._observe()
+        self._note_frame(frame)
+        try:
+            if frame.unphysical:
+                self._trigger.reset()
+                self._fire("unphysical", frame.unphysical, frame, self.on_unphysical)
+            elif self._trigger.update(frame.flagged):
+                self._fire_uncertain(frame)
+        finally:
+            for logger in self._loggers:
+                logger.on_frame(self)
+
+    @property
+    def history(self) -> History:
+        """Step, time, score and flag of every observed frame."""
+        return self._history.arrays()
+
+    @property
+    def n_observed(self) -> int:
+        """Number of observed frames."""
+        return len(self._history.step)
+
+    @property
+    def n_flagged(self) -> int:
+        """Number of flagged frames, whether or not they fired an event."""
+        return self._history.flagged.count(1)
+
+    def note(self, **values: Any) -> None:
+        """Add values to the log entry of the present frame."""
+        self.row.update(values)
+
+    def stop(self, reason: str) -> None:
+        """End the run after the present step, with the integrator in a state to continue from."""
+        self.stop_reason = reason
+        self.dyn.max_steps = self.dyn.nsteps
+
+    def _observe(self) -> _Observation:
+        results = fresh_results(self.atoms)
+        score, unphysical = self._judge(results)
+        flagged = bool(unphysical) or score.value > self.threshold
+        return _Observation(self._time_fs(), results, score, unphysical, flagged)
+
+    def _judge(self, results: Mapping[str, Any]) -> tuple[Score, str]:
+        """Score the frame and say why it is unphysical (empty if it is not)."""
+        reason = unphysical_results(results)
+        if reason:
+            return Score(float("nan"), None), reason
+        score = evaluate_score(self._score, results, self.atoms)
+        if not np.isfinite(score.value):
+            return score, f"score {self.score_name} is {score.value}"
+        if self.upper_limit is not None and score.value > self.upper_limit:
+            return score, (
+                f"score {self.score_name} = {score.value:.4g} is above the upper limit "
+                f"{self.upper_limit:.4g}"
+            )
+        if self.min_distance_ratio is not None:
+            return score, close_contact(self.atoms, self.min_distance_ratio)
+        return score, ""
+
+    def _time_fs(self) -> float | None:
+        """Time of this frame. Steps since the last one are counted with the present time step."""
+        step_fs = time_step_fs(self.dyn)
+        if step_fs is None:
+            return None
+        if not self.n_observed:
+            return self.dyn.nsteps * step_fs
+        elapsed = self.dyn.nsteps - self._history.step[-1]
+        return self._history.time_fs[-1] + elapsed * step_fs
+
+    def _note_frame(self, frame: _Observation) -> None:
+        step = self.dyn.nsteps
+        self._history.append(step, frame.time_fs, frame.score.value, frame.flagged)
+        self.row = {
+            "step": step,
+            "time_fs": frame.time_fs,
+            "temperature_K": None if frame.time_fs is None else self.atoms.get_temperature(),
+            "energy": frame.results.get("energy"),
+            "energy_uncertainty": frame.results.get("energy_uncertainty"),
+            "score": frame.score.value,
+            "threshold": self.threshold,
+            "flagged": int(frame.flagged),
+        }
+
+    def _fire_uncertain(self, frame: _Observation) -> None:
+        if self.budget is not None and self.n_uncertain >= self.budget:
+            self._report_budget()
+            return
+        self.n_uncertain += 1
+        reason = (
+            f"score {self.score_name} = {frame.score.value:.4g} is above the threshold "
+            f"{self.threshold:.4g}"
+        )
+        self._fire("uncertain", reason, frame, self.actions)
+
+    def _report_budget(self) -> None:
+        text = f"the budget of {self.budget} uncertain events is used up"
+        if self.on_budget == "stop":
+            self.stop(text)
+        elif not self._budget_reported:
+            warnings.warn(
+                f"step {self.dyn.nsteps}: {text}; flagged frames are only logged from here",
+                UncertaintyWarning,
+                stacklevel=2,
+            )
+        self._budget_reported = True
+
+    def _fire(self, kind: str, reason: str, frame: _Observation, actions: Sequence[Action]) -> None:
+        atoms, scores = worst_atoms(frame.score, self.n_worst)
+        event = Event(
+            kind=kind,
+            reason=reason,
+            step=self.dyn.nsteps,
+            time_fs=frame.time_fs,
+            score=frame.score.value,
+            threshold=self.threshold,
+            worst_atoms=atoms,
+            worst_scores=scores,
+            atoms=self.atoms.copy(),
+            results=copy_results(frame.results),
+        )
+        self.events.append(event)
+        self.n_events += 1
+        self.note(event=kind)
+        for action in actions:
+            action(event, self)
+
+
+def _check_budget(budget: int | None, on_budget: str) -> None:
+    if budget is not None and budget < 0:
+        raise ValueError(f"budget must not be negative, got {budget}")
+    if on_budget not in ("ignore", "stop"):
+        raise ValueError(f"on_budget must be 'ignore' or 'stop', not {on_budget!r}")

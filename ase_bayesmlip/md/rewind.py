@@ -1,0 +1,147 @@
+"""`Rewind`: go back to the last frame that was trusted and continue from there."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ase import Atoms
+
+from ase_bayesmlip.md.events import Event, copy_results
+from ase_bayesmlip.md.integrators import (
+    draw_velocities,
+    refresh_momenta,
+    restore_state,
+    save_state,
+    time_step_fs,
+)
+
+if TYPE_CHECKING:
+    from ase_bayesmlip.md.monitor import UncertaintyMonitor
+
+
+@dataclass(eq=False)
+class Snapshot:
+    """A trusted frame with everything that is needed to continue from it without an evaluation.
+
+    Attributes
+    ----------
+    step : int
+    atoms : Atoms
+        Copy with positions, momenta and cell.
+    results : dict
+        Of the calculator.
+    state : dict
+        Of the integrator.
+    n_rewinds : int
+        How often the run has come back to this frame.
+    """
+
+    step: int
+    atoms: Atoms
+    results: dict[str, Any]
+    state: dict[str, Any]
+    n_rewinds: int = 0
+
+
+class Rewind:
+    """Go back to a trusted frame: positions, momenta, cell, results and integrator state.
+
+    Trusted frames are observed frames that were neither flagged nor unphysical. The calculator is
+    left as if it had just evaluated the frame, so that no evaluation is wasted. The step counter
+    is not turned back: it counts the steps that were integrated, discarded ones included, and a
+    run of n steps ends. Put this action after those that look at the live atoms.
+
+    Deterministic dynamics (velocity Verlet, Nosé-Hoover) would run into the same frame again; give
+    ``rethermalise=True`` to draw new velocities. Langevin and Bussi dynamics continue with new
+    random numbers and take another path by themselves. A relaxation would repeat its step, so it
+    is put back to the trusted frame and stopped.
+
+    Parameters
+    ----------
+    n_frames : int
+        1 is the last trusted frame, 2 the one before; the oldest known if there are fewer.
+    rethermalise : bool
+        Draw new Maxwell-Boltzmann velocities; the motion of the centre of mass is kept.
+    temperature_K : float or None
+        Of the new velocities. None keeps the kinetic energy of the trusted frame exactly, so that
+        the total energy of constant-energy dynamics does not change.
+    rng : int, numpy Generator or None
+        Seed or generator for the new velocities.
+    max_rewinds : int
+        When the run has come back to one frame more often than this, it is stopped there.
+
+    Attributes
+    ----------
+    rewinds : list of (int, int)
+        Step of the event and step of the frame gone back to.
+    """
+
+    def __init__(
+        self,
+        n_frames: int = 1,
+        rethermalise: bool = False,
+        temperature_K: float | None = None,
+        rng: int | np.random.Generator | None = None,
+        max_rewinds: int = 5,
+    ) -> None:
+        if n_frames < 1:
+            raise ValueError(f"n_frames must be at least 1, not {n_frames}")
+        if max_rewinds < 1:
+            raise ValueError(f"max_rewinds must be at least 1, not {max_rewinds}")
+        if temperature_K is not None and not rethermalise:
+            raise ValueError("temperature_K is used only with rethermalise=True")
+        self.rethermalise = rethermalise
+        self.temperature_K = temperature_K
+        self.generator = np.random.default_rng(rng)
+        self.max_rewinds = max_rewinds
+        self.rewinds: list[tuple[int, int]] = []
+        self._snapshots: deque[Snapshot] = deque(maxlen=n_frames)
+
+    def on_frame(self, monitor: UncertaintyMonitor) -> None:
+        """Keep a copy of the present frame if it is trusted."""
+        if not monitor.row["flagged"]:
+            self._snapshots.append(take_snapshot(monitor.atoms, monitor.dyn))
+
+    def __call__(self, event: Event, monitor: UncertaintyMonitor) -> None:
+        """Go back, or stop the run with a reason if that is no use."""
+        where = f"{event.kind} frame at step {event.step} ({event.reason})"
+        if not self._snapshots:
+            monitor.stop(f"{where}, and no trusted frame before it to go back to")
+            return
+        snapshot = self._snapshots[0]
+        self._snapshots.clear()
+        self._snapshots.append(snapshot)
+        snapshot.n_rewinds += 1
+        restore_snapshot(snapshot, monitor.atoms, monitor.dyn)
+        self.rewinds.append((event.step, snapshot.step))
+        monitor.note(rewound_to=snapshot.step)
+        if time_step_fs(monitor.dyn) is None:
+            monitor.stop(f"{where}; the relaxation was put back to step {snapshot.step}")
+        elif snapshot.n_rewinds > self.max_rewinds:
+            monitor.stop(
+                f"{where}, after {self.max_rewinds} attempts to get past it from step "
+                f"{snapshot.step}"
+            )
+        elif self.rethermalise:
+            draw_velocities(monitor.atoms, self.temperature_K, self.generator)
+            refresh_momenta(monitor.dyn)
+
+
+def take_snapshot(atoms: Atoms, dyn: Any) -> Snapshot:
+    """Copy what `restore_snapshot` puts back."""
+    return Snapshot(dyn.nsteps, atoms.copy(), copy_results(atoms.calc.results), save_state(dyn))
+
+
+def restore_snapshot(snapshot: Snapshot, atoms: Atoms, dyn: Any) -> None:
+    """Put atoms, calculator cache and integrator back to the state of a snapshot."""
+    atoms.set_cell(snapshot.atoms.cell, scale_atoms=False, apply_constraint=False)
+    atoms.set_positions(snapshot.atoms.positions, apply_constraint=False)
+    if snapshot.atoms.has("momenta"):
+        atoms.set_momenta(snapshot.atoms.get_momenta(), apply_constraint=False)
+    calc = atoms.calc
+    calc.atoms = snapshot.atoms.copy()
+    calc.results = copy_results(snapshot.results)
+    restore_state(dyn, snapshot.state)

@@ -1,0 +1,177 @@
+"""Scores: one rotation-invariant number per structure that says how little the model knows it.
+
+A score is a pure function of the results of one evaluation and of the atoms they belong to. It
+reads epistemic uncertainty only, because aleatoric noise is no reason to distrust the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import PropertyNotImplementedError
+
+
+class Score(NamedTuple):
+    """A score and, where the score has one, the contribution of every atom.
+
+    Attributes
+    ----------
+    value : float
+        In the unit that the score function states.
+    per_atom : ndarray or None, (n_atoms,)
+        In the same unit; None when the score does not divide into atoms.
+    """
+
+    value: float
+    per_atom: np.ndarray | None
+
+
+ScoreFunction = Callable[[Mapping[str, Any], Atoms], Score | float]
+
+
+def forces_epistemic_max(results: Mapping[str, Any], atoms: Atoms) -> Score:
+    """max_i sqrt(tr Σ_i / 3) over the atoms, with the epistemic force covariance Σ_i; eV/Å."""
+    per_atom = _force_deviation(results, atoms, "forces_epistemic_max")
+    return Score(float(per_atom.max()), per_atom)
+
+
+def forces_epistemic_mean(results: Mapping[str, Any], atoms: Atoms) -> Score:
+    """Mean over the atoms of sqrt(tr Σ_i / 3), with the epistemic force covariance Σ_i; eV/Å."""
+    per_atom = _force_deviation(results, atoms, "forces_epistemic_mean")
+    return Score(float(per_atom.mean()), per_atom)
+
+
+def atomic_energy_var_max(results: Mapping[str, Any], atoms: Atoms) -> Score:
+    """Largest epistemic variance of an atomic energy; eV²."""
+    per_atom = _require(results, "energies_var_epistemic", atoms, "atomic_energy_var_max")
+    per_atom = np.asarray(per_atom, dtype=float)
+    return Score(float(per_atom.max()), per_atom)
+
+
+def energy_var(results: Mapping[str, Any], atoms: Atoms) -> Score:
+    """Epistemic variance of the total energy; eV². It grows with the number of atoms."""
+    return Score(float(_require(results, "energy_var_epistemic", atoms, "energy_var")), None)
+
+
+SCORES: dict[str, ScoreFunction] = {
+    "forces_epistemic_max": forces_epistemic_max,
+    "forces_epistemic_mean": forces_epistemic_mean,
+    "atomic_energy_var_max": atomic_energy_var_max,
+    "energy_var": energy_var,
+}
+
+SCORE_UNITS = {
+    "forces_epistemic_max": "eV/Å",
+    "forces_epistemic_mean": "eV/Å",
+    "atomic_energy_var_max": "eV²",
+    "energy_var": "eV²",
+}
+
+_SCORE_KEYS = {
+    "forces_epistemic_max": "forces_cov_epistemic",
+    "forces_epistemic_mean": "forces_cov_epistemic",
+    "atomic_energy_var_max": "energies_var_epistemic",
+    "energy_var": "energy_var_epistemic",
+}
+
+
+def find_score(score: str | ScoreFunction) -> tuple[str, ScoreFunction]:
+    """Name and function of a score that is given by name or as a function.
+
+    Raises
+    ------
+    ValueError
+        If there is no score of that name.
+    TypeError
+        If `score` is neither a name nor callable.
+    """
+    if isinstance(score, str):
+        if score not in SCORES:
+            raise ValueError(f"unknown score {score!r}; known scores: {', '.join(SCORES)}")
+        return score, SCORES[score]
+    if not callable(score):
+        raise TypeError(
+            "score must be a name or a function (results, atoms) -> Score or float, "
+            f"not {type(score).__name__}"
+        )
+    return getattr(score, "__name__", type(score).__name__), score
+
+
+def evaluate_score(function: ScoreFunction, results: Mapping[str, Any], atoms: Atoms) -> Score:
+    """Evaluate a score; a plain number from a user's function becomes a `Score`.
+
+    Raises
+    ------
+    ValueError
+        If the function returns neither a `Score` nor one number, or one of a wrong length.
+    """
+    with np.errstate(invalid="ignore"):
+        answer = function(results, atoms)
+    value, per_atom = answer if isinstance(answer, Score) else (answer, None)
+    try:
+        value = float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"a score must return a Score or one number, not {type(value).__name__}"
+        ) from error
+    if per_atom is not None:
+        per_atom = np.asarray(per_atom, dtype=float)
+        if per_atom.shape != (len(atoms),):
+            raise ValueError(
+                f"a score gave per-atom values of shape {per_atom.shape} for {len(atoms)} atoms"
+            )
+    return Score(value, per_atom)
+
+
+def calibration_scores(
+    results: Sequence[Mapping[str, Any]], frames: Sequence[Atoms]
+) -> dict[str, list[float]]:
+    """Every built-in score that the results allow, for each calibration frame, sorted.
+
+    Parameters
+    ----------
+    results : sequence of mapping
+        One per frame, as `BayesianCalculator.evaluate` returns them.
+
+    Returns
+    -------
+    dict of str to list of float
+        In the units of `SCORE_UNITS`; what a model card keeps.
+    """
+    available = [name for name, key in _SCORE_KEYS.items() if all(key in r for r in results)]
+    return {
+        name: sorted(
+            evaluate_score(SCORES[name], result, atoms).value
+            for result, atoms in zip(results, frames, strict=True)
+        )
+        for name in available
+    }
+
+
+def _force_deviation(results: Mapping[str, Any], atoms: Atoms, score: str) -> np.ndarray:
+    """sqrt(tr Σ_i / 3), (n_atoms,), eV/Å: the standard deviation of one force component.
+
+    The trace is invariant under rotation; with an isotropic Σ_i = σ² 1 the value is σ.
+    """
+    covariance = np.asarray(_require(results, "forces_cov_epistemic", atoms, score), dtype=float)
+    return np.sqrt(np.trace(covariance, axis1=1, axis2=2) / 3)
+
+
+def _require(results: Mapping[str, Any], key: str, atoms: Atoms, score: str) -> Any:
+    if key in results:
+        return results[key]
+    card = getattr(atoms.calc, "card", None)
+    holder = "the calculator" if card is None else f"the {card.kind!r} posterior in this file"
+    available = [name for name, needed in _SCORE_KEYS.items() if needed in results]
+    remedy = (
+        f"available scores: {', '.join(available)}"
+        if available
+        else "no built-in score is available from these results; a model that knows its "
+        "epistemic uncertainty is needed (for example a deep ensemble)"
+    )
+    raise PropertyNotImplementedError(
+        f"score {score!r} needs {key!r}, which {holder} does not give; {remedy}"
+    )

@@ -1,0 +1,202 @@
+"""When a frame is flagged: the threshold, the trigger and the checks for unphysical frames."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.data import covalent_radii
+from ase.neighborlist import neighbor_list
+
+# Above this size the neighbour list is cheaper than all pairs.
+_ALL_PAIRS_LIMIT = 300
+
+
+def false_alarm_threshold(calibration_scores: Sequence[float] | np.ndarray, rate: float) -> float:
+    """Threshold that frames like the calibration frames exceed at most at the given rate.
+
+    The split-conformal quantile: with n calibration scores the threshold is the k-th smallest,
+
+        k = ceil((n + 1) (1 - rate)).
+
+    If the calibration scores and the score of a new frame are exchangeable, the probability that
+    the new score is above the threshold is at most `rate`, whatever the distribution, and at
+    least ``rate - 1 / (n + 1)`` when there are no ties (Vovk, Gammerman and Shafer, Algorithmic
+    Learning in a Random World, 2005; Lei et al., doi:10.1080/01621459.2017.1307116).
+
+    Parameters
+    ----------
+    calibration_scores : array_like, (n,)
+        Scores of frames that were used neither for training nor for choosing the model.
+    rate : float
+        False alarms per frame, between 0 and 1 (both excluded).
+
+    Returns
+    -------
+    float
+        In the unit of the scores. A frame is flagged when its score is *above* it.
+
+    Raises
+    ------
+    ValueError
+        If the rate or the scores are out of range, or if there are too few scores: n must be at
+        least ``1 / rate - 1``.
+
+    Notes
+    -----
+    Frames of one trajectory are not independent. The rate still holds on average for a frame
+    drawn at random from dynamics of the same ensemble as the calibration frames, but false alarms
+    arrive in bursts, so that the number of them in a short run varies more than a binomial count.
+    Calibration frames that lie close together in time count for fewer than n: take them from
+    several trajectories, spaced by more than a correlation time. Frames at another temperature,
+    composition or phase are not exchangeable with the calibration frames; that they are flagged
+    more often is the purpose.
+    """
+    if not 0 < rate < 1:
+        raise ValueError(f"the false-alarm rate must be between 0 and 1, not {rate}")
+    scores = np.asarray(calibration_scores, dtype=float)
+    if scores.ndim != 1 or not np.isfinite(scores).all():
+        raise ValueError(
+            "calibration scores must be a one-dimensional array of finite numbers, got shape "
+            f"{scores.shape} with {np.count_nonzero(~np.isfinite(scores))} not finite"
+        )
+    n = len(scores)
+    # The small shift keeps rates such as 1 / (n + 1) from losing a rank to round-off.
+    rank = math.ceil((n + 1) * (1 - rate) - 1e-9 * (n + 1))
+    if rank > n:
+        needed = math.ceil(1 / rate - 1 - 1e-9)
+        raise ValueError(
+            f"a false-alarm rate of {rate} needs at least {needed} calibration frames, and there "
+            f"are {n}; give more frames or a rate of at least {1 / (n + 1):.3g}"
+        )
+    return float(np.partition(scores, rank - 1)[rank - 1])
+
+
+def find_threshold(
+    threshold: float | None,
+    rate: float | None,
+    scores: Sequence[float] | np.ndarray | None,
+    score_name: str,
+    calculator: Any,
+) -> float:
+    """Threshold from a number, or from a false-alarm rate and calibration scores.
+
+    The scores are the given ones, or those that the model card of the calculator holds under
+    ``calibration["scores"][score_name]``.
+
+    Raises
+    ------
+    ValueError
+        If not exactly one of `threshold` and `rate` is given, or if there are no scores.
+    """
+    if rate is not None and threshold is None:
+        if scores is None:
+            scores = _card_scores(calculator, score_name)
+        return false_alarm_threshold(scores, rate)
+    if threshold is None or rate is not None:
+        raise ValueError("give exactly one of threshold and false_alarm_rate")
+    if not math.isfinite(threshold):
+        raise ValueError(f"threshold must be finite, not {threshold}")
+    return float(threshold)
+
+
+def _card_scores(calculator: Any, score_name: str) -> Sequence[float]:
+    card = getattr(calculator, "card", None)
+    if card is None:
+        raise ValueError(
+            "a false-alarm rate needs calibration scores, and the atoms have no calculator with a "
+            "model card; set atoms.calc first, or give calibration_scores or threshold"
+        )
+    known = card.calibration.get("scores", {})
+    if score_name not in known:
+        raise ValueError(
+            f"the model card holds no calibration scores for {score_name!r} (it holds "
+            f"{', '.join(known) or 'none'}); give calibration_scores or threshold"
+        )
+    return known[score_name]
+
+
+class Trigger:
+    """Patience and cooldown: which of the flagged frames fire an event.
+
+    Parameters
+    ----------
+    patience : int
+        An event fires when this many observed frames in a row are flagged.
+    cooldown : int
+        Observed frames after an event in which no other fires. Flagged frames among them still
+        count towards the patience.
+    """
+
+    def __init__(self, patience: int = 1, cooldown: int = 0) -> None:
+        if patience < 1:
+            raise ValueError(f"patience must be at least 1, not {patience}")
+        if cooldown < 0:
+            raise ValueError(f"cooldown must not be negative, got {cooldown}")
+        self.patience = patience
+        self.cooldown = cooldown
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the flagged frames seen so far and end any cooldown."""
+        self._in_a_row = 0
+        self._quiet = 0
+
+    def update(self, flagged: bool) -> bool:
+        """Take note of one observed frame and say whether it fires an event."""
+        self._in_a_row = self._in_a_row + 1 if flagged else 0
+        if self._quiet > 0:
+            self._quiet -= 1
+            return False
+        if self._in_a_row < self.patience:
+            return False
+        self._in_a_row = 0
+        self._quiet = self.cooldown
+        return True
+
+
+def unphysical_results(results: Mapping[str, Any]) -> str:
+    """Why energy or forces cannot be trusted at all: a text, empty when they are finite."""
+    for key, unit in (("energy", "eV"), ("forces", "eV/Å")):
+        if key in results and not np.isfinite(results[key]).all():
+            values = np.asarray(results[key])
+            return (
+                f"{key} ({unit}) is not finite in {np.count_nonzero(~np.isfinite(values))} of "
+                f"{values.size} numbers"
+            )
+    return ""
+
+
+def close_contact(atoms: Atoms, ratio: float) -> str:
+    """Say which two atoms are closer than `ratio` times the sum of their covalent radii.
+
+    Parameters
+    ----------
+    ratio : float
+        0.5 means 0.31 Å for H-H, 0.54 Å for C-H and 0.76 Å for C-C.
+
+    Returns
+    -------
+    str
+        Empty when there is no such pair. Periodic images are taken into account.
+    """
+    radii = ratio * covalent_radii[atoms.numbers]
+    if not atoms.pbc.any() and len(atoms) <= _ALL_PAIRS_LIMIT:
+        first, second = np.triu_indices(len(atoms), k=1)
+        distances = np.linalg.norm(atoms.positions[first] - atoms.positions[second], axis=1)
+        close = np.flatnonzero(distances < radii[first] + radii[second])
+        first, second, distances = first[close], second[close], distances[close]
+    else:
+        first, second, distances = neighbor_list("ijd", atoms, radii)
+    if len(distances) == 0:
+        return ""
+    nearest = int(np.argmin(distances))
+    i, j = sorted((int(first[nearest]), int(second[nearest])))
+    symbols = atoms.symbols
+    return (
+        f"atoms {i} ({symbols[i]}) and {j} ({symbols[j]}) are {distances[nearest]:.3f} Å apart, "
+        f"below {ratio:g} of the sum of their covalent radii"
+    )
