@@ -102,6 +102,7 @@ class BayesianCalculator(Calculator):
             know, has non-finite positions, overlapping atoms, or a periodic cell without volume.
         """
         super().calculate(atoms, properties, system_changes)
+        self.results = {}  # a structure that is refused must not keep the numbers of the last one
         check_structure(self.atoms, self.card)
         edges = self._neighbors(self.atoms)
         check_distances(self.atoms, edges)
@@ -204,7 +205,7 @@ class BayesianCalculator(Calculator):
                 per_atom = value.reshape(len(atoms), -1) if value.ndim > 2 else value
                 atoms.arrays[prefix + name] = per_atom.copy()
             else:
-                atoms.info[prefix + name] = value
+                atoms.info[prefix + name] = np.copy(value) if np.ndim(value) else value
 
 
 def _implemented(card: ModelCard, return_members: bool) -> list[str]:

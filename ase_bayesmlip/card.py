@@ -102,6 +102,8 @@ class ModelCard:
         if not isinstance(content, dict) or "format_version" not in content:
             raise ValueError(f"{source}: the model card states no format_version")
         version = content["format_version"]
+        if type(version) is not int:
+            raise ValueError(f"{source}: format_version is {version!r}, not an integer")
         if version > FORMAT_VERSION:
             raise ValueError(
                 f"{source}: format version {version} is newer than {FORMAT_VERSION}, the newest "

@@ -7,20 +7,30 @@ path and, for a misspelt key, the nearest valid one. This module is free of torc
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import types
-import typing
+import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import yaml
 
-T = TypeVar("T")
+from ase_bayesmlip.strict import ConfigError, from_dict
 
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message says which key and why."""
+__all__ = [
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "KeysConfig",
+    "LossConfig",
+    "ModelConfig",
+    "PosteriorConfig",
+    "SeedsConfig",
+    "TrainingConfig",
+    "from_dict",
+    "load_config",
+    "to_dict",
+]
 
 
 @dataclass(frozen=True)
@@ -36,8 +46,9 @@ class KeysConfig:
 class DataConfig:
     """Where the labelled frames are.
 
-    A path may carry an ASE slice (``train.extxyz@0:450``); several files are given as a list.
-    Relative paths are relative to the configuration file.
+    A path may carry an ASE slice (``train.extxyz@0:450``) and environment variables
+    (``$DATA/train.extxyz``); several files are given as a list. Relative paths are relative to
+    the configuration file.
 
     Attributes
     ----------
@@ -89,7 +100,7 @@ class ModelConfig:
     backbone: Literal["race", "race_plus"] = "race_plus"
     cutoff: float = 5.0
     n_layers: int = 2
-    hidden_irreps: str = "32x0e + 32x1o + 32x2e"
+    hidden_irreps: str = "32x0e + 32x1o"
     l_max: int = 2
     n_radial: int = 8
     envelope_power: int = 6
@@ -153,8 +164,8 @@ class TrainingConfig:
     """
 
     epochs: int = 100
-    batch_size: int = 8
-    learning_rate: float = 0.01
+    batch_size: int = 5
+    learning_rate: float = 0.03
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = 100
     ema_decay: float = 0.995
@@ -207,114 +218,68 @@ class Config:
         _check_ranges(self)
 
 
+# Key, value, whether it is allowed, what is allowed.
+_Rule = tuple[str, Any, bool, str]
+
+
 def _check_ranges(config: Config) -> None:
-    model, loss, training = config.model, config.loss, config.training
-    rules = [
-        ("model.cutoff", model.cutoff, model.cutoff > 0, "positive"),
-        ("model.n_layers", model.n_layers, model.n_layers >= 1, "at least 1"),
-        ("model.l_max", model.l_max, 0 <= model.l_max <= 6, "from 0 to 6"),
-        ("model.n_radial", model.n_radial, model.n_radial >= 1, "at least 1"),
-        ("model.envelope_power", model.envelope_power, model.envelope_power >= 2, "at least 2"),
-        ("loss.beta", loss.beta, 0 <= loss.beta <= 1, "from 0 to 1"),
-        ("loss.warmup_fraction", loss.warmup_fraction, 0 <= loss.warmup_fraction <= 1, "0 to 1"),
-        ("loss.huber_delta", loss.huber_delta, loss.huber_delta > 0, "positive"),
-        ("training.epochs", training.epochs, training.epochs >= 1, "at least 1"),
-        ("training.batch_size", training.batch_size, training.batch_size >= 1, "at least 1"),
-        ("training.learning_rate", training.learning_rate, training.learning_rate > 0, "positive"),
-        ("training.ema_decay", training.ema_decay, 0 <= training.ema_decay < 1, "in [0, 1)"),
-        ("training.evaluate_every", training.evaluate_every, training.evaluate_every >= 1, ">= 1"),
-        ("training.clip_norm", training.clip_norm, training.clip_norm > 0, "positive"),
-        ("posterior.members", config.posterior.members, config.posterior.members >= 1, ">= 1"),
-        (
-            "data.valid_fraction",
-            config.data.valid_fraction,
-            0 < config.data.valid_fraction < 1,
-            "between 0 and 1",
-        ),
+    rules = _model_rules(config.model) + _loss_rules(config.loss) + _training_rules(config.training)
+    fraction, members = config.data.valid_fraction, config.posterior.members
+    rules += [
+        ("data.valid_fraction", fraction, 0 < fraction < 1, "between 0 and 1"),
+        ("posterior.members", members, members >= 1, "at least 1"),
     ]
-    for name in ("energy_weight", "forces_weight", "stress_weight"):
-        value = getattr(loss, name)
-        rules.append((f"loss.{name}", value, value >= 0, "not negative"))
+    for name, seed in dataclasses.asdict(config.seeds).items():
+        rules.append((f"seeds.{name}", seed, seed >= 0, "not negative"))
     for name, value, valid, allowed in rules:
         if not valid:
             raise ConfigError(f"{name} is {value}; it must be {allowed}")
-    if loss.kind == "nll_jef" and model.covariance == "none":
+    if config.loss.kind == "nll_jef" and config.model.covariance == "none":
         raise ConfigError(
             "loss.kind nll_jef needs a force covariance, but model.covariance is 'none'; choose "
             "spd, iso or cholesky, or loss.kind nll_e or mse"
         )
 
 
-def from_dict(cls: type[T], content: Any, path: str = "") -> T:
-    """Build a dataclass from nested plain data, strictly.
-
-    Raises
-    ------
-    ConfigError
-        For an unknown key (the nearest valid one is named), a missing key or a wrong type.
-    """
-    where = path or "the configuration"
-    if not isinstance(content, dict):
-        raise ConfigError(f"{where} must be a mapping, got {type(content).__name__}")
-    fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for key in content:
-        if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.4)
-            hint = f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(fields)}"
-            raise ConfigError(f"unknown key '{_join(path, key)}'; {hint}")
-    hints = typing.get_type_hints(cls)
-    arguments = {
-        key: _convert(hints[key], value, _join(path, key)) for key, value in content.items()
-    }
-    for name, item in fields.items():
-        required = (
-            item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-        )
-        if required and name not in arguments:
-            raise ConfigError(f"'{_join(path, name)}' is missing")
-    return cls(**arguments)
+def _model_rules(model: ModelConfig) -> list[_Rule]:
+    cutoff, widths, readout = model.cutoff, model.radial_hidden, model.readout_hidden
+    return [
+        ("model.cutoff", cutoff, 0 < cutoff < math.inf, "positive and finite"),
+        ("model.n_layers", model.n_layers, model.n_layers >= 1, "at least 1"),
+        ("model.l_max", model.l_max, 0 <= model.l_max <= 6, "from 0 to 6"),
+        ("model.n_radial", model.n_radial, model.n_radial >= 1, "at least 1"),
+        ("model.envelope_power", model.envelope_power, model.envelope_power >= 2, "at least 2"),
+        ("model.radial_hidden", widths, all(width >= 1 for width in widths), "widths of 1 or more"),
+        ("model.readout_hidden", readout, readout >= 1, "at least 1"),
+    ]
 
 
-def _join(path: str, key: Any) -> str:
-    return f"{path}.{key}" if path else str(key)
+def _loss_rules(loss: LossConfig) -> list[_Rule]:
+    rules: list[_Rule] = [
+        ("loss.beta", loss.beta, 0 <= loss.beta <= 1, "from 0 to 1"),
+        ("loss.warmup_fraction", loss.warmup_fraction, 0 <= loss.warmup_fraction <= 1, "0 to 1"),
+        ("loss.huber_delta", loss.huber_delta, loss.huber_delta > 0, "positive"),
+    ]
+    for name in ("energy_weight", "forces_weight", "stress_weight"):
+        value = getattr(loss, name)
+        rules.append((f"loss.{name}", value, value >= 0, "not negative"))
+    return rules
 
 
-def _convert(hint: Any, value: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, path)  # type: ignore[arg-type]
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if value not in arguments:
-            raise ConfigError(f"{path} is {value!r}; allowed: {', '.join(map(str, arguments))}")
-        return value
-    if origin in (typing.Union, types.UnionType):
-        for option in arguments:
-            try:
-                return _convert(option, value, path)
-            except ConfigError:
-                continue
-        raise ConfigError(f"{path} is {value!r}; expected {hint}")
-    if origin is list and isinstance(value, list):
-        return [_convert(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value)]
-    if origin is dict and isinstance(value, dict):
-        return {
-            _convert(arguments[0], key, path): _convert(arguments[1], item, _join(path, key))
-            for key, item in value.items()
-        }
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, str):
-        # YAML 1.1 reads 1e-3 (no dot) as a string; a user means the number.
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if hint is type(None) and value is None:
-        return None
-    if origin is None and hint is not float and type(value) is hint:
-        return value
-    name = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
-    raise ConfigError(f"{path} is {value!r} ({type(value).__name__}); expected {name}")
+def _training_rules(training: TrainingConfig) -> list[_Rule]:
+    rate, decay = training.learning_rate, training.ema_decay
+    rules: list[_Rule] = [
+        ("training.learning_rate", rate, 0 < rate < math.inf, "positive and finite"),
+        ("training.ema_decay", decay, 0 <= decay < 1, "in [0, 1)"),
+        ("training.clip_norm", training.clip_norm, training.clip_norm > 0, "positive"),
+    ]
+    for name in ("epochs", "batch_size", "evaluate_every"):
+        value = getattr(training, name)
+        rules.append((f"training.{name}", value, value >= 1, "at least 1"))
+    for name in ("warmup_steps", "weight_decay", "patience"):
+        value = getattr(training, name)
+        rules.append((f"training.{name}", value, value >= 0, "not negative"))
+    return rules
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -344,9 +309,12 @@ def _resolve_paths(data: DataConfig, folder: Path) -> DataConfig:
     def resolve(value: Any) -> Any:
         if isinstance(value, list):
             return [resolve(item) for item in value]
-        if isinstance(value, str):
-            return str(folder / value)
-        return value
+        if not isinstance(value, str):
+            return value
+        expanded = os.path.expandvars(value)
+        if "$" in expanded:
+            raise ConfigError(f"data path {value!r} names an environment variable that is not set")
+        return str(folder / expanded)
 
     reference = data.reference_energies
     if isinstance(reference, str) and reference != "fit":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ def read_frames(
         if name.suffix == ".npz":
             frames += _read_npz(name, index, ENERGY_UNITS[npz_units])
             continue
-        for number, atoms in enumerate(_read_ase(name, index)):
+        for number, atoms in _read_ase(name, index):
             if atoms.info.get("config_type") != "IsolatedAtom":
                 frames.append(_labelled(atoms, keys, f"{name}#{number}"))
     if not frames:
@@ -86,20 +87,29 @@ def split_slice(path: str) -> tuple[Path, slice]:
         return Path(path), slice(None)
     try:
         parts = [int(part) if part else None for part in text.split(":")]
-    except ValueError as error:
+        if len(parts) == 1 and parts[0] is not None:
+            stop = parts[0] + 1 if parts[0] != -1 else None
+            return Path(name), slice(parts[0], stop)
+        return Path(name), slice(*parts)
+    except (ValueError, TypeError) as error:
         raise DataError(f"{path}: '{text}' is no slice such as 0:450 or ::2") from error
-    if len(parts) == 1 and parts[0] is not None:
-        stop = parts[0] + 1 if parts[0] != -1 else None
-        return Path(name), slice(parts[0], stop)
-    return Path(name), slice(*parts)
 
 
-def _read_ase(path: Path, index: slice) -> list[Atoms]:
+def _read_ase(path: Path, index: slice) -> list[tuple[int, Atoms]]:
+    """The chosen frames, each with its number in the file."""
     if not path.is_file():
         raise FileNotFoundError(f"no data file at {path}")
     try:
-        return list(ase.io.read(path, index=":"))[index]
-    except (UnknownFileTypeError, StopIteration, IndexError, KeyError, ValueError) as error:
+        frames = ase.io.read(path, index=":", do_not_split_by_at_sign=True)
+        return list(enumerate(frames))[index]
+    except (
+        UnknownFileTypeError,
+        StopIteration,
+        IndexError,
+        KeyError,
+        ValueError,
+        OSError,
+    ) as error:
         raise DataError(f"{path}: ASE cannot read it ({type(error).__name__}: {error})") from error
 
 
@@ -156,7 +166,10 @@ def _array(value: Any, shape: tuple[int, ...], key: str, source: str) -> np.ndar
 
 
 def _full_stress(value: Any, key: str, source: str) -> np.ndarray:
-    flat = np.asarray(value, dtype=np.float64).ravel()
+    try:
+        flat = np.asarray(value, dtype=np.float64).ravel()
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{source}: '{key}' is not numeric") from error
     if flat.size == 6:
         xx, yy, zz, yz, xz, xy = flat
         flat = np.array([xx, xy, xz, xy, yy, yz, xz, yz, zz])
@@ -169,15 +182,16 @@ def _read_npz(path: Path, index: slice, unit: float) -> list[LabelledFrame]:
     if not path.is_file():
         raise FileNotFoundError(f"no data file at {path}")
     try:
-        content = np.load(path, allow_pickle=False)
-    except (ValueError, OSError) as error:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            content = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not a readable .npz file ({error})") from error
     for names in NPZ_LAYOUTS.values():
         if all(name in content for name in names):
             break
     else:
         layouts = "; ".join(f"{k}: {', '.join(v)}" for k, v in NPZ_LAYOUTS.items())
-        raise DataError(f"{path} has {', '.join(content.files)}; known layouts: {layouts}")
+        raise DataError(f"{path} has {', '.join(content)}; known layouts: {layouts}")
     numbers, positions, energies, forces = (np.asarray(content[name]) for name in names)
     shape = (len(positions), len(numbers), 3)
     if positions.shape != shape or forces.shape != shape or energies.size != shape[0]:
@@ -190,7 +204,8 @@ def _read_npz(path: Path, index: slice, unit: float) -> list[LabelledFrame]:
         source = f"{path}#{number}"
         energy = _number(energies.reshape(-1)[number], names[2], source) * unit
         force = _array(forces[number], shape[1:], names[3], source) * unit
-        frames.append(LabelledFrame(Atoms(numbers, positions[number]), energy, force, None, source))
+        atoms = Atoms(numbers, _array(positions[number], shape[1:], names[1], source))
+        frames.append(LabelledFrame(atoms, energy, force, None, source))
     return frames
 
 
@@ -201,6 +216,10 @@ def sha256(frames: Sequence[LabelledFrame]) -> str:
         digest.update(frame.atoms.numbers.astype(np.int64).tobytes())
         for array in (frame.atoms.positions, frame.atoms.cell.array, frame.forces):
             digest.update(np.round(array, 8).astype(np.float64).tobytes())
+        if frame.atoms.pbc.any():
+            digest.update(frame.atoms.pbc.tobytes())
+        if frame.stress is not None:
+            digest.update(np.round(frame.stress, 8).astype(np.float64).tobytes())
         digest.update(np.float64(round(frame.energy, 8)).tobytes())
     return digest.hexdigest()
 
@@ -241,7 +260,7 @@ def reference_energies(data: DataConfig, frames: Sequence[LabelledFrame]) -> dic
             raise DataError(f"data.reference_energies: {error}; use chemical symbols") from error
     else:
         energies = {}
-        for number, atoms in enumerate(_read_ase(*split_slice(given))):
+        for number, atoms in _read_ase(*split_slice(given)):
             source = f"{given}#{number}"
             if len(atoms) != 1:
                 raise DataError(f"{source} has {len(atoms)} atoms; expected isolated atoms")

@@ -140,7 +140,7 @@ def _one_structure(
     for name in ("energy_var", "energies_var", "forces_cov"):
         parts = [results[f"{name}_{kind}"] for kind in ("epistemic", "aleatoric")]
         known = [part for part in parts if part is not None]
-        results[name] = sum(known[1:], start=known[0]) if known else None
+        results[name] = sum(known) if known else None
     results["stress_cov"] = take("stress_cov_epistemic", index)
     results["energy_ensemble"] = take("energy_members", (slice(None), index))
     results["forces_ensemble"] = take("forces_members", (slice(None), atoms))

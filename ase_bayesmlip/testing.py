@@ -14,11 +14,14 @@ from ase import Atoms
 
 from ase_bayesmlip.graph import AtomicGraph
 from ase_bayesmlip.neighbors import atomic_graph, complete_cell, neighbor_edges
-from ase_bayesmlip.prediction import Prediction
+from ase_bayesmlip.prediction import VOIGT_COLUMNS, VOIGT_ROWS, Prediction
 from ase_bayesmlip.serving.runtime import LoadedModel
 
 # Relative tolerance of an identity that holds exactly in real arithmetic.
 TOLERANCE = {"float32": 2e-4, "float64": 1e-8}
+
+# Place of each component of a symmetric tensor in ASE's Voigt order.
+VOIGT_INDEX = [[0, 5, 4], [5, 1, 3], [4, 3, 2]]
 
 PER_ATOM = [
     "atomic_energies",
@@ -99,7 +102,7 @@ def assert_equivariant_prediction(
         moved.set_cell(atoms.cell.array @ q.T, scale_atoms=False)
         moved.positions = atoms.positions[order] @ q.T + generator.normal(size=3)
         found = predict(model, [moved])
-        for name in base.keys() & {*PER_ATOM, *PER_GRAPH} - {"stress_cov_epistemic"}:
+        for name in base.keys() & {*PER_ATOM, *PER_GRAPH}:
             values = base[name][order] if name in PER_ATOM else base[name]
             label = f"{name} (det Q = {sign:+.0f})"
             assert_close(label, found[name], _rotate(values, q), tolerance)
@@ -115,6 +118,10 @@ def _rotate(values: np.ndarray, q: np.ndarray) -> np.ndarray:
         return values @ q.T
     if values.shape[1:] == (3, 3):
         return np.einsum("ab,nbc,dc->nad", q, values, q)
+    if values.shape[1:] == (6, 6):
+        full = values[:, VOIGT_INDEX][..., VOIGT_INDEX]
+        turned = np.einsum("ia,jb,kc,ld,nabcd->nijkl", q, q, q, q, full)
+        return turned[:, VOIGT_ROWS, VOIGT_COLUMNS][..., VOIGT_ROWS, VOIGT_COLUMNS]
     return values
 
 

@@ -57,6 +57,8 @@ def parse_irreps(text: str) -> tuple[list[Irrep], int]:
             f"hidden_irreps {text!r}: every irrep must appear once and with the same multiplicity, "
             "e.g. '32x0e + 32x1o + 32x2e'"
         )
+    if 0 in multiplicities:
+        raise ValueError(f"hidden_irreps {text!r}: the multiplicity must be at least 1")
     if Irrep(0, 1) not in irreps:
         raise ValueError(f"hidden_irreps {text!r} lacks 0e, from which the energy is read")
     return irreps, multiplicities.pop()

@@ -272,8 +272,11 @@ class ChannelProduct(nn.Module):
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
         """(n, components left, channels) x (n, components right, channels) -> (n, out, channels)"""
-        outer = (left.unsqueeze(2) * right.unsqueeze(1)).flatten(1, 2)
-        return self.mix(torch.matmul(self.coupling, outer))
+        n_atoms, channels = left.shape[0], left.shape[2]
+        # Components first: the coupling of all atoms and channels is then one matrix product.
+        outer = left.transpose(0, 1).unsqueeze(1) * right.transpose(0, 1).unsqueeze(0)
+        rows = self.coupling @ outer.reshape(-1, n_atoms * channels)
+        return self.mix(rows.view(-1, n_atoms, channels).transpose(0, 1))
 
 
 def _survives_square(path: Path, out: list[Irrep]) -> bool:

@@ -19,14 +19,13 @@ import torch
 import yaml
 from torch import Tensor
 
-from ase_bayesmlip.config import Config, from_dict, to_dict
+from ase_bayesmlip.config import Config, to_dict
 from ase_bayesmlip.nn.build import DataStatistics, build_potential
 from ase_bayesmlip.nn.potential import Potential
+from ase_bayesmlip.strict import from_dict
 from ase_bayesmlip.training.data import GraphDataset, TrainingData, load_training_data
 from ase_bayesmlip.training.loop import Trainer
 from ase_bayesmlip.training.state import load_state
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +88,10 @@ def train_members(
         n_threads = max(1, (os.cpu_count() or 1) // jobs)
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (n_threads,)) as pool:
-            futures = [pool.submit(train_member, *item, progress) for item in arguments]
+            futures = [
+                pool.submit(train_member, *item, progress, position=item[2] % jobs)
+                for item in arguments
+            ]
             for future in futures:
                 future.result()
     else:
@@ -106,9 +108,10 @@ def train_member(
     resume: bool,
     device: str,
     progress: bool,
+    position: int = 0,
 ) -> None:
     """Train member number `index`: its seeds are those of the configuration plus the index."""
-    dtype = DTYPES[config.training.dtype]
+    dtype = getattr(torch, config.training.dtype)
     data = load_training_data(config)
     cutoff = config.model.cutoff
     train = GraphDataset(data.train, data.references, cutoff, dtype, device)
@@ -134,7 +137,7 @@ def train_member(
         resume=resume,
         order=order,
     )
-    trainer.run(progress)
+    trainer.run(progress, position=position)
 
 
 def member_name(index: int) -> str:

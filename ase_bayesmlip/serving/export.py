@@ -28,7 +28,12 @@ from ase_bayesmlip.nn.derivatives import (
 )
 from ase_bayesmlip.nn.potential import MAX_ATOMIC_NUMBER, Potential
 from ase_bayesmlip.prediction import Prediction, to_voigt
-from ase_bayesmlip.serving.runtime import expected_numbers, probe_graph, quiet_torchscript
+from ase_bayesmlip.serving.runtime import (
+    DTYPES,
+    expected_numbers,
+    probe_graph,
+    quiet_torchscript,
+)
 from ase_bayesmlip.statistics import sample_covariance, sample_variance
 
 
@@ -227,10 +232,14 @@ def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_served(model: ServedModel, card: ModelCard, path: Path) -> None:
-    """Script the mixture and write it with its card; an interruption leaves no half file."""
-    model = model.cpu().eval()
+    """Script the mixture and write it with its card; an interruption leaves no half file.
+
+    Weights are stored in the precision they were trained in, which loses nothing; constants stay
+    in float64, so that the file serves either precision.
+    """
+    model = model.cpu().eval().requires_grad_(False)
     for parameter in model.parameters():
-        parameter.requires_grad_(False)
+        parameter.data = parameter.data.to(DTYPES[card.dtype])
     with quiet_torchscript():
         scripted = torch.jit.script(model)
         _write(scripted, card, path)
@@ -246,5 +255,8 @@ def _write(scripted: torch.jit.ScriptModule, card: ModelCard, path: Path) -> Non
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    torch.jit.save(scripted, str(temporary), _extra_files={"model_card.json": card.to_json()})
-    temporary.replace(path)
+    try:
+        torch.jit.save(scripted, str(temporary), _extra_files={"model_card.json": card.to_json()})
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -60,7 +60,10 @@ class LoadedModel:
         """
         with torch.inference_mode(False), torch.enable_grad():
             graph = _prepared(batch_graphs(graphs), self.device, DTYPES[self.dtype])
-            return self.module(graph, stress, members)
+            prediction = self.module(graph, stress, members)
+        # Freezing drops the program's own detach(), and with it the end of the autograd graph.
+        detached = (None if value is None else value.detach() for value in prediction)
+        return Prediction(*detached)  # type: ignore[arg-type]
 
 
 def _prepared(graph: AtomicGraph, device: torch.device, dtype: torch.dtype) -> AtomicGraph:
@@ -120,6 +123,8 @@ def _device(device: str | torch.device) -> torch.device:
         target = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device {device!r} is unknown; choose 'cpu' or 'cuda'") from error
+    if target.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {str(device)!r} is not supported; choose 'cpu' or 'cuda'")
     if target.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             "device 'cuda' was asked for, but torch sees no GPU; use device='cpu', or install a "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 import time
@@ -19,18 +18,9 @@ from ase_bayesmlip.config import Config, to_dict
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.training.data import GraphDataset
 from ase_bayesmlip.training.loss import evaluate, loss
+from ase_bayesmlip.training.progress import METRICS_FILE, append_metrics, truncate_metrics
 from ase_bayesmlip.training.state import TrainingState, load_state, save_state
-
-METRICS = [
-    "epoch",
-    "phase",
-    "learning_rate",
-    "train_loss",
-    "valid_loss",
-    "valid_energy_rmse_meV_per_atom",
-    "valid_forces_rmse_meV_per_A",
-    "seconds",
-]
+from ase_bayesmlip.training.validation import other_weights, validation_metrics
 
 
 class Trainer:
@@ -80,8 +70,8 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         if resume and (folder / "checkpoint.pt").exists():
             self._restore()
-        elif (folder / "metrics.csv").exists():
-            (folder / "metrics.csv").unlink()
+        else:
+            (folder / METRICS_FILE).unlink(missing_ok=True)
 
     def _initial_state(self, shuffling_seed: int) -> TrainingState:
         weights = self._weights()
@@ -117,7 +107,7 @@ class Trainer:
         self.state = stored
         self.potential.load_state_dict(stored.model)
         self.optimizer.load_state_dict(stored.optimizer)
-        self._truncate_metrics()
+        truncate_metrics(self.folder / METRICS_FILE, self.state.epoch)
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: value.detach() for name, value in self.potential.state_dict().items()}
@@ -130,10 +120,11 @@ class Trainer:
             return config.loss.warmup
         return config.loss.warmup if epoch < warmup_epochs else config.loss.kind
 
-    def run(self, progress: bool = True, until: int | None = None) -> Potential:
+    def run(self, progress: bool = True, until: int | None = None, position: int = 0) -> Potential:
         """Train to the configured number of epochs (or `until`) and return the best potential.
 
-        An interruption loses the unfinished epoch alone.
+        An interruption loses the unfinished epoch alone. `position` is the line of the progress
+        bar, where several members train at a time.
         """
         training = self.config.training
         last = training.epochs if until is None else min(until, training.epochs)
@@ -143,6 +134,7 @@ class Trainer:
             desc=self.folder.name,
             unit="epoch",
             disable=not progress,
+            position=position,
         )
         started = time.monotonic()
         with bar:
@@ -153,9 +145,9 @@ class Trainer:
                 due = self.state.epoch % training.evaluate_every == 0
                 if due or self.state.epoch == training.epochs:
                     metrics = self._validate()
-                    self._keep_best(metrics["valid_loss"])
+                    self._keep_best(metrics["loss"])
                     self._log(train_loss, metrics, time.monotonic() - started)
-                    bar.set_postfix(F=f"{metrics['valid_forces_rmse_meV_per_A']:.1f} meV/Å")
+                    bar.set_postfix(F=f"{metrics['forces_rmse_meV_per_A']:.1f} meV/Å")
                 self.state.finished |= self.state.epoch == training.epochs
                 self._save()
                 bar.update()
@@ -225,43 +217,25 @@ class Trainer:
         self.state.phase = phase
         self.state.best_loss, self.state.n_stale = math.inf, 0
         if phase in ("nll_e", "nll_jef"):
-            energy_mse, force_mse = self._validation_errors()
+            metrics = self._validate()
             floor = (1e-4 * self.unit) ** 2
-            self.potential.noise.set_scales(max(energy_mse, floor), max(force_mse, floor))
+            self.potential.noise.set_scales(
+                max(metrics["energy_mse"], floor), max(metrics["forces_mse"], floor)
+            )
             for name in ("noise.energy_scale", "noise.force_scale"):
                 self.state.average[name].copy_(self.potential.state_dict()[name])
 
-    def _validation_errors(self) -> tuple[float, float]:
-        """Mean squared errors of the averaged weights: energy, eV² per atom; force component."""
-        energy, force, n_atoms = 0.0, 0.0, 0
-        with _Weights(self.potential, self.state.average):
-            for graph, labels in self.valid_set.batches(range(len(self.valid_set)), 32):
-                outputs = evaluate(self.potential, graph, stress=False, create_graph=False)
-                error = (outputs.energy - labels.energy).detach()
-                energy += float((error**2 / labels.n_atoms).sum())
-                force += float(((outputs.forces.detach() - labels.forces) ** 2).sum())
-                n_atoms += len(labels.forces)
-        return energy / len(self.valid_set), force / (3 * n_atoms)
-
     def _validate(self) -> dict[str, float]:
         """Loss and errors of the averaged weights on the validation structures."""
-        total, energy, force, n_atoms = 0.0, 0.0, 0.0, 0
-        config = self.config.loss
-        with _Weights(self.potential, self.state.average):
-            for graph, labels in self.valid_set.batches(range(len(self.valid_set)), 32):
-                outputs = evaluate(self.potential, graph, self.stress, create_graph=False)
-                value = loss(self.state.phase, config, outputs, labels, graph, self.unit)
-                total += float(value.detach()) * graph.n_graphs
-                per_atom = (outputs.energy - labels.energy).detach() / labels.n_atoms
-                energy += float((per_atom**2).sum())
-                force += float(((outputs.forces.detach() - labels.forces) ** 2).sum())
-                n_atoms += len(labels.forces)
-        n_valid = len(self.valid_set)
-        return {
-            "valid_loss": total / n_valid,
-            "valid_energy_rmse_meV_per_atom": 1e3 * math.sqrt(energy / n_valid),
-            "valid_forces_rmse_meV_per_A": 1e3 * math.sqrt(force / (3 * n_atoms)),
-        }
+        with other_weights(self.potential, self.state.average):
+            return validation_metrics(
+                self.potential,
+                self.valid_set,
+                self.state.phase,
+                self.config.loss,
+                self.stress,
+                self.unit,
+            )
 
     def _keep_best(self, valid_loss: float) -> None:
         if valid_loss < self.state.best_loss:
@@ -282,48 +256,17 @@ class Trainer:
         save_state(state, self.folder / "checkpoint.pt")
 
     def _log(self, train_loss: float, metrics: dict[str, float], seconds: float) -> None:
-        path = self.folder / "metrics.csv"
-        is_new = not path.exists()
         row = {
             "epoch": self.state.epoch,
             "phase": self.state.phase,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "train_loss": train_loss,
+            "valid_loss": metrics["loss"],
+            "valid_energy_rmse_meV_per_atom": metrics["energy_rmse_meV_per_atom"],
+            "valid_forces_rmse_meV_per_A": metrics["forces_rmse_meV_per_A"],
             "seconds": round(seconds, 2),
-            **metrics,
         }
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, METRICS)
-            if is_new:
-                writer.writeheader()
-            writer.writerow(row)
-
-    def _truncate_metrics(self) -> None:
-        """Drop rows written after the checkpoint, which a continued run writes again."""
-        path = self.folder / "metrics.csv"
-        if not path.exists():
-            return
-        with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= self.state.epoch]
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, METRICS)
-            writer.writeheader()
-            writer.writerows(rows)
-
-
-class _Weights:
-    """Put other weights into a potential for the length of a `with` block."""
-
-    def __init__(self, potential: Potential, weights: dict[str, Tensor]) -> None:
-        self.potential = potential
-        self.weights = weights
-
-    def __enter__(self) -> None:
-        self.own = {name: v.clone() for name, v in self.potential.state_dict().items()}
-        self.potential.load_state_dict(self.weights)
-
-    def __exit__(self, *exception: Any) -> None:
-        self.potential.load_state_dict(self.own)
+        append_metrics(self.folder / METRICS_FILE, row)
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:

@@ -1,0 +1,66 @@
+"""Loss and errors of a potential on structures it was not trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from ase_bayesmlip.config import LossConfig
+from ase_bayesmlip.nn.potential import Potential
+from ase_bayesmlip.training.data import GraphDataset
+from ase_bayesmlip.training.loss import evaluate, loss
+
+BATCH_SIZE = 32
+
+
+def validation_metrics(
+    potential: Potential,
+    data: GraphDataset,
+    kind: str,
+    config: LossConfig,
+    stress: bool,
+    unit: float,
+) -> dict[str, float]:
+    """Evaluate a potential on labelled structures.
+
+    Returns
+    -------
+    dict of str to float
+        ``loss`` (with β = 0: the weights of β-NLL shrink with the errors, so that its value does
+        not tell better from worse), ``energy_mse`` (eV² per atom, of ΔE²/n), ``forces_mse``
+        ((eV/Å)² per component), ``energy_rmse_meV_per_atom`` and ``forces_rmse_meV_per_A``.
+    """
+    config = dataclasses.replace(config, beta=0.0)
+    total = energy = per_atom = force = 0.0
+    n_atoms = 0
+    for graph, labels in data.batches(range(len(data)), BATCH_SIZE):
+        outputs = evaluate(potential, graph, stress, create_graph=False)
+        value = loss(kind, config, outputs, labels, graph, unit)
+        total += float(value.detach()) * graph.n_graphs
+        error = (outputs.energy - labels.energy).detach()
+        energy += float((error**2 / labels.n_atoms).sum())
+        per_atom += float(((error / labels.n_atoms) ** 2).sum())
+        force += float(((outputs.forces.detach() - labels.forces) ** 2).sum())
+        n_atoms += len(labels.forces)
+    return {
+        "loss": total / len(data),
+        "energy_mse": energy / len(data),
+        "forces_mse": force / (3 * n_atoms),
+        "energy_rmse_meV_per_atom": 1e3 * math.sqrt(per_atom / len(data)),
+        "forces_rmse_meV_per_A": 1e3 * math.sqrt(force / (3 * n_atoms)),
+    }
+
+
+@contextmanager
+def other_weights(potential: Potential, weights: dict[str, Tensor]) -> Iterator[None]:
+    """Put other weights into a potential for the length of a `with` block."""
+    own = {name: value.clone() for name, value in potential.state_dict().items()}
+    potential.load_state_dict(weights)
+    try:
+        yield
+    finally:
+        potential.load_state_dict(own)

@@ -1,0 +1,255 @@
+"""Noise heads: the matrix exponential, the dampers and the forms of the force covariance."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from e3nn import o3
+from e3nn.io import CartesianTensor
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ase_bayesmlip.nn.angular import Irrep, SphericalHarmonics
+from ase_bayesmlip.nn.heads import (
+    LayerReadout,
+    NoiseHeads,
+    cholesky_covariance,
+    damp_tensor,
+    exp_traceless_symmetric,
+    linear_tanh,
+    spd_covariance,
+    traceless_symmetric,
+)
+
+RAW_SCALARS = {"spd": 1, "iso": 1, "cholesky": 6}
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+
+def tensors_of_norm(norm: float, n: int = 20, seed: int = 0) -> torch.Tensor:
+    return norm * torch.nn.functional.normalize(randn(n, 5, seed=seed), dim=1)
+
+
+# --- traceless symmetric matrices and their exponential ------------------------------------------
+
+
+def test_traceless_symmetric_is_that_of_e3nn():
+    t = randn(10, 5)
+    cartesian = CartesianTensor("ij=ji")
+    assert o3.Irreps(cartesian) == o3.Irreps("0e + 2e")
+    full = torch.cat([torch.zeros(10, 1, dtype=torch.float64), t], dim=1)
+    expected = cartesian.to_cartesian(full.to(torch.float32))
+    torch.testing.assert_close(traceless_symmetric(t).float(), expected, rtol=0.0, atol=2e-6)
+
+
+def test_traceless_symmetric_of_harmonics_is_the_quadrupole():
+    """T(Y_2(r)) ∝ r rᵀ - 1/3: fixes order, sign and axes in closed form, and so equivariance."""
+    directions = torch.nn.functional.normalize(randn(10, 3), dim=1)
+    harmonics = SphericalHarmonics(2).double()(directions)[:, 4:]
+    identity = torch.eye(3, dtype=torch.float64)
+    quadrupole = directions.unsqueeze(2) * directions.unsqueeze(1) - identity / 3.0
+    # |Y_2|² = 5 and tr (r rᵀ - 1/3)² = 2/3.
+    expected = math.sqrt(5.0 * 1.5) * quadrupole
+    torch.testing.assert_close(traceless_symmetric(harmonics), expected, rtol=0.0, atol=1e-13)
+
+
+def test_traceless_symmetric_keeps_the_norm():
+    t = randn(10, 5)
+    matrix = traceless_symmetric(t)
+    assert torch.equal(matrix, matrix.transpose(1, 2))
+    trace = matrix.diagonal(dim1=1, dim2=2).sum(1)
+    torch.testing.assert_close(trace, torch.zeros_like(trace), rtol=0.0, atol=1e-15)
+    torch.testing.assert_close((matrix**2).sum((1, 2)), (t**2).sum(1), rtol=1e-14, atol=0.0)
+
+
+@given(norm=st.floats(0.0, 5.0), seed=st.integers(0, 1000))
+def test_exponential_agrees_with_linalg(norm, seed):
+    matrix = traceless_symmetric(tensors_of_norm(norm, 5, seed))
+    found, expected = exp_traceless_symmetric(matrix), torch.linalg.matrix_exp(matrix)
+    assert float((found - expected).abs().max()) < 1e-9 * float(expected.abs().max())
+
+
+def test_exponential_in_single_precision():
+    matrix = traceless_symmetric(tensors_of_norm(2.5))
+    expected = torch.linalg.matrix_exp(matrix)
+    found = exp_traceless_symmetric(matrix.float()).double()
+    assert float((found - expected).abs().max()) < 2e-6 * float(expected.abs().max())
+
+
+def test_exponential_of_zero_is_the_identity_to_the_last_bit():
+    found = exp_traceless_symmetric(torch.zeros(2, 3, 3, dtype=torch.float64))
+    assert torch.equal(found, torch.eye(3, dtype=torch.float64).expand(2, 3, 3))
+
+
+def degenerate_points() -> list[torch.Tensor]:
+    zero = torch.zeros(1, 5, dtype=torch.float64)
+    double = zero.clone()
+    double[0, 2] = 1.7  # two equal eigenvalues
+    return [zero, double, tensors_of_norm(2.0, 2)]
+
+
+@pytest.mark.parametrize("case", range(3))
+def test_exponential_has_two_derivatives_where_eigenvalues_coincide(case):
+    t = degenerate_points()[case].requires_grad_(True)
+
+    def function(x):
+        return exp_traceless_symmetric(traceless_symmetric(x))
+
+    assert torch.autograd.gradcheck(function, t)
+    assert torch.autograd.gradgradcheck(function, t)
+
+
+# --- dampers -------------------------------------------------------------------------------------
+
+
+def test_linear_tanh_in_closed_form():
+    x = torch.tensor([-9.0, -4.0, -1.3, 0.0, 2.0, 4.0, 4.5, 100.0], dtype=torch.float64)
+    found = linear_tanh(x)
+    expected = [-4.0 - math.tanh(5.0), -4.0, -1.3, 0.0, 2.0, 4.0, 4.0 + math.tanh(0.5), 5.0]
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_linear_tanh_is_twice_differentiable_where_it_bends(sign):
+    eps = 1e-6
+    x = sign * torch.tensor([4.0 - eps, 4.0 + eps], dtype=torch.float64)
+    x.requires_grad_(True)
+    value = linear_tanh(x)
+    (slope,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+    assert abs(float((value[1] - value[0]).detach())) == pytest.approx(2.0 * eps, rel=1e-6)
+    torch.testing.assert_close(slope, torch.ones_like(slope), rtol=0.0, atol=3.0 * eps**2 + 1e-15)
+    (curvature,) = torch.autograd.grad(slope.sum(), x, allow_unused=True)
+    assert float(curvature.abs().max()) < 3.0 * eps
+
+
+@given(x=st.lists(st.floats(-50.0, 50.0), min_size=2, max_size=20))
+def test_linear_tanh_is_odd_bounded_and_increasing(x):
+    values = torch.tensor(sorted(x), dtype=torch.float64)
+    damped = linear_tanh(values)
+    assert torch.equal(linear_tanh(-values), -damped)
+    assert float(damped.abs().max()) <= 5.0
+    assert (damped[1:] >= damped[:-1]).all()
+
+
+def test_damped_tensor_keeps_its_direction_and_bounds_its_norm():
+    for norm in (0.5, 3.9, 4.5, 50.0):
+        t = tensors_of_norm(norm)
+        damped = damp_tensor(t)
+        direction = torch.nn.functional.normalize(t, dim=1)
+        expected = linear_tanh(torch.tensor(norm, dtype=torch.float64))
+        torch.testing.assert_close(damped, expected * direction, rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("norm", [0.0, 1.0, 4.5, 8.0])
+def test_damped_tensor_has_two_derivatives(norm):
+    t = tensors_of_norm(norm, 2).requires_grad_(True)
+    assert torch.autograd.gradcheck(damp_tensor, t)
+    assert torch.autograd.gradgradcheck(damp_tensor, t)
+
+
+# --- covariances ---------------------------------------------------------------------------------
+
+
+@given(log_scale=st.floats(-10.0, 10.0), norm=st.floats(0.0, 20.0), seed=st.integers(0, 1000))
+def test_spd_covariance_is_spd_with_the_trace_identity(log_scale, norm, seed):
+    s = torch.full((5,), log_scale, dtype=torch.float64)
+    covariance = spd_covariance(s, tensors_of_norm(norm, 5, seed))
+    torch.testing.assert_close(covariance, covariance.transpose(1, 2), rtol=1e-15, atol=0.0)
+    assert float(torch.linalg.eigvalsh(covariance).min()) > 0.0
+    # log det Σ = tr log Σ = 3 s: the 2e part is traceless.
+    logdet = torch.linalg.slogdet(covariance)[1]
+    torch.testing.assert_close(logdet, 3.0 * linear_tanh(s), rtol=0.0, atol=1e-9)
+
+
+def test_spd_covariance_is_the_exponential_of_its_generator():
+    s, t = randn(10), 0.5 * randn(10, 5, seed=1)
+    generator = s.view(-1, 1, 1) * torch.eye(3, dtype=torch.float64) + traceless_symmetric(t)
+    expected = torch.linalg.matrix_exp(generator)
+    torch.testing.assert_close(spd_covariance(s, t), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_spd_covariance_is_positive_semidefinite_in_single_precision():
+    s, t = 5.0 * randn(200).float(), tensors_of_norm(20.0, 200).float()
+    covariance = spd_covariance(s, t)
+    assert torch.equal(covariance, covariance.transpose(1, 2))
+    eigenvalues = torch.linalg.eigvalsh(covariance.double())
+    assert (eigenvalues[:, 0] > -1e-6 * eigenvalues[:, 2]).all()
+    assert torch.isfinite(covariance).all()
+
+
+def test_cholesky_covariance_is_in_the_documented_order():
+    q = torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6]], dtype=torch.float64)
+    factor = np.array(
+        [[np.exp(0.1), 0.0, 0.0], [0.6, np.exp(0.2), 0.0], [0.5, 0.4, np.exp(0.3)]]
+    )
+    found = cholesky_covariance(q)[0]
+    np.testing.assert_allclose(found.numpy(), factor @ factor.T, rtol=1e-14)
+    np.testing.assert_allclose(torch.linalg.cholesky(found).numpy(), factor, rtol=1e-12)
+
+
+@pytest.mark.parametrize("covariance", sorted(RAW_SCALARS))
+def test_raw_zeros_stand_for_the_scales(covariance):
+    heads = NoiseHeads(covariance).double()
+    heads.set_scales(0.3, 0.02)
+    raw = torch.zeros(2, RAW_SCALARS[covariance], dtype=torch.float64)
+    found = heads.force_covariance(raw, torch.zeros(2, 5, dtype=torch.float64))
+    floor = 1e-3 if covariance == "cholesky" else 0.0
+    expected = (0.02 + floor) * torch.eye(3, dtype=torch.float64).expand(2, 3, 3)
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=0.0)
+    energy = heads.energy_variance(torch.zeros(2, dtype=torch.float64))
+    torch.testing.assert_close(energy, torch.full((2,), 0.3, dtype=torch.float64))
+
+
+def test_isotropic_covariance_and_energy_variance_in_closed_form():
+    heads = NoiseHeads("iso").double()
+    heads.set_scales(2.0, 3.0)
+    raw = torch.tensor([[-1.0], [7.0]], dtype=torch.float64)
+    variances = [3.0 * math.exp(-1.0), 3.0 * math.exp(4.0 + math.tanh(3.0))]
+    expected = torch.stack([v * torch.eye(3, dtype=torch.float64) for v in variances])
+    torch.testing.assert_close(heads.force_covariance(raw, raw[:, :0]), expected)
+    torch.testing.assert_close(
+        heads.energy_variance(raw[:, 0]), torch.tensor(variances, dtype=torch.float64) / 1.5
+    )
+
+
+@pytest.mark.parametrize("covariance", sorted(RAW_SCALARS))
+def test_scales_are_kept_in_the_state(covariance):
+    heads = NoiseHeads(covariance)
+    heads.set_scales(0.3, 0.02)
+    other = NoiseHeads(covariance)
+    other.load_state_dict(heads.state_dict())
+    assert float(other.energy_scale) == pytest.approx(0.3)
+    assert float(other.force_scale) == pytest.approx(0.02)
+
+
+# --- readout -------------------------------------------------------------------------------------
+
+
+def make_readout(irreps, has_tensor):
+    generator = torch.Generator().manual_seed(0)
+    return LayerReadout(irreps, 4, 8, 3, has_tensor, generator).double()
+
+
+def test_readout_sees_even_scalars_and_even_tensors_alone():
+    irreps = [Irrep(0, -1), Irrep(0, 1), Irrep(1, -1), Irrep(2, -1), Irrep(2, 1)]
+    readout = make_readout(irreps, True)
+    features = randn(3, 15, 4).requires_grad_(True)
+    scalars, tensor = readout(features)
+    assert scalars.shape == (3, 3)
+    assert tensor.shape == (3, 5)
+    (by_scalar,) = torch.autograd.grad(scalars.sum(), features, retain_graph=True)
+    (by_tensor,) = torch.autograd.grad(tensor.sum(), features)
+    assert by_scalar.abs().sum((0, 2)).nonzero().flatten().tolist() == [1]
+    assert by_tensor.abs().sum((0, 2)).nonzero().flatten().tolist() == [10, 11, 12, 13, 14]
+
+
+def test_readout_without_a_tensor():
+    for irreps, wanted in (([Irrep(0, 1)], True), ([Irrep(0, 1), Irrep(2, 1)], False)):
+        n_components = sum(irrep.dim for irrep in irreps)
+        scalars, tensor = make_readout(irreps, wanted)(randn(3, n_components, 4))
+        assert scalars.shape == (3, 3)
+        assert tensor.shape == (3, 0)
