@@ -123,7 +123,11 @@ class BayesianCalculator(Calculator):
         ------
         ValueError
             As `calculate`; the message names the frame.
+        TypeError
+            For a single structure instead of a list.
         """
+        if isinstance(frames, Atoms):
+            raise TypeError("evaluate takes a list of structures; for one, give [atoms]")
         results: list[dict[str, Any]] = []
         for start in range(0, len(frames), batch_size):
             chunk = list(frames[start : start + batch_size])

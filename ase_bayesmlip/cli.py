@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     try:
         parsed.run(parsed)
-    except (ValueError, FileNotFoundError, FileExistsError, ImportError) as error:
+    except (ValueError, ArithmeticError, OSError, ImportError) as error:
         print(f"bayesmlip {parsed.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -155,8 +155,9 @@ def _inspect(arguments: argparse.Namespace) -> None:
             for z in card.atomic_numbers
         ),
         "trained in": card.dtype,
-        "frames": f"{card.training['n_train']} training, {card.training['n_valid']} validation",
-        "data sha256": card.training["train_sha256"][:16],
+        "frames": f"{card.training.get('n_train', '?')} training, "
+        f"{card.training.get('n_valid', '?')} validation",
+        "data sha256": card.training.get("train_sha256", "?")[:16],
         "thresholds from": f"{calibration} calibration frames" if calibration else "nothing",
         "written": f"{card.created} with torch {card.versions.get('torch')}, "
         f"ase_bayesmlip {card.versions.get('ase_bayesmlip')}",

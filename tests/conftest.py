@@ -38,6 +38,7 @@ SERVED = {
     "mse": {"kind": "point", "members": 1, "loss": "mse"},
     "iso": {"members": 2, "covariance": "iso"},
     "cholesky": {"members": 2, "covariance": "cholesky"},
+    "small": {"members": 2, "backbone": "race", "n_layers": 1},
 }
 
 
@@ -126,11 +127,13 @@ def _members(spec, references):
         "covariance": "spd",
         "backbone": "race_plus",
         "dtype": "float64",
+        "n_layers": 2,
         **spec,
     }
     model = ModelConfig(
         backbone=options["backbone"],
         cutoff=4.0,
+        n_layers=options["n_layers"],
         hidden_irreps="4x0e + 4x1o + 4x2e",
         n_radial=4,
         radial_hidden=[8],

@@ -24,7 +24,7 @@ from ase_bayesmlip.nn.build import DataStatistics, build_potential
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.strict import from_dict
 from ase_bayesmlip.training.data import GraphDataset, TrainingData, load_training_data
-from ase_bayesmlip.training.loop import Trainer
+from ase_bayesmlip.training.loop import Trainer, differences, run_identity
 from ase_bayesmlip.training.state import load_state
 
 
@@ -154,15 +154,27 @@ def prepare_run(config: Config, data: TrainingData, folder: Path, resume: bool) 
             raise FileExistsError(
                 f"{folder} already holds a run; continue it with --resume, or train elsewhere"
             )
-        old = json.loads(written.read_text(encoding="utf-8"))
-        for name in ("train_sha256", "valid_sha256"):
-            if old[name] != record[name]:
-                kind = name.removesuffix("_sha256")
-                raise ValueError(f"{folder}: the {kind} frames have changed since the run began")
+        _check_same_run(config, record, folder)
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
     (folder / "config.yaml").write_text(text, encoding="utf-8")
     written.write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def _check_same_run(config: Config, record: dict[str, Any], folder: Path) -> None:
+    content = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    changed = differences(run_identity(from_dict(Config, content)), run_identity(config))
+    if changed:
+        raise ValueError(
+            f"{folder} holds a run with other settings ({'; '.join(changed)}); restore them, or "
+            "train into another folder"
+        )
+    old = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    for name in ("train", "valid"):
+        if old[f"{name}_sha256"] != record[f"{name}_sha256"]:
+            raise ValueError(f"{folder}: the {name} frames have changed since the run began")
+    if old["statistics"] != record["statistics"]:
+        raise ValueError(f"{folder}: the reference energies have changed since the run began")
 
 
 def load_members(folder: Path) -> TrainedMembers:

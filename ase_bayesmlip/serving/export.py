@@ -235,7 +235,8 @@ def save_served(model: ServedModel, card: ModelCard, path: Path) -> None:
     """Script the mixture and write it with its card; an interruption leaves no half file.
 
     Weights are stored in the precision they were trained in, which loses nothing; constants stay
-    in float64, so that the file serves either precision.
+    in float64, so that the file serves either precision. `load_model` casts to one of them; after
+    a plain ``torch.jit.load`` call ``.double()``.
     """
     model = model.cpu().eval().requires_grad_(False)
     for parameter in model.parameters():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import time
@@ -75,11 +76,7 @@ class Trainer:
 
     def _initial_state(self, shuffling_seed: int) -> TrainingState:
         weights = self._weights()
-        identity = to_dict(self.config)
-        # More epochs or another patience continue a run; all else would make it a different one.
-        identity["training"].pop("patience")
-        for key in ("train", "valid", "calibration", "reference_energies"):
-            identity["data"].pop(key)
+        identity = run_identity(self.config)
         identity |= {"shuffling_seed": shuffling_seed, "n_train": len(self.order)}
         return TrainingState(
             epoch=0,
@@ -99,7 +96,7 @@ class Trainer:
         path = self.folder / "checkpoint.pt"
         stored = load_state(path, device=self.potential.scale.device)
         if stored.identity != self.state.identity:
-            changed = _differences(stored.identity, self.state.identity)
+            changed = differences(stored.identity, self.state.identity)
             raise ValueError(
                 f"{path} belongs to a run with other settings ({'; '.join(changed)}); restore "
                 "them, or train into another folder"
@@ -116,6 +113,8 @@ class Trainer:
         """Name of the loss in an epoch: the warm-up's first, then the configured one."""
         config = self.config
         warmup_epochs = round(config.loss.warmup_fraction * config.training.epochs)
+        # A model with noise heads must not be left with heads that nothing trained.
+        warmup_epochs = min(warmup_epochs, config.training.epochs - 1)
         if config.loss.kind == "mse":
             return config.loss.warmup
         return config.loss.warmup if epoch < warmup_epochs else config.loss.kind
@@ -155,8 +154,9 @@ class Trainer:
 
     def best_potential(self) -> Potential:
         """The potential with the best averaged weights, without gradients."""
-        self.potential.load_state_dict(self.state.best)
-        return self.potential.eval().requires_grad_(False)
+        potential = copy.deepcopy(self.potential)
+        potential.load_state_dict(self.state.best)
+        return potential.eval().requires_grad_(False)
 
     def _epoch(self) -> float:
         epoch = self.state.epoch
@@ -182,7 +182,7 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.training.clip_norm)
         if not bool(torch.isfinite(norm)):
             raise FloatingPointError(
-                f"training diverged in epoch {self.state.epoch + 1} (loss {float(value):.3g}, "
+                f"training diverged in epoch {self.state.epoch + 1} (loss {value.item():.3g}, "
                 f"gradient {float(norm):.3g}); lower training.learning_rate and continue with "
                 "--resume from the last checkpoint, or start again"
             )
@@ -244,7 +244,7 @@ class Trainer:
             return
         self.state.n_stale += 1
         patience = self.config.training.patience
-        final = self.phase(self.state.epoch) == self.phase(self.config.training.epochs)
+        final = self.state.phase == self.phase(self.config.training.epochs)
         self.state.finished |= final and 0 < patience <= self.state.n_stale
 
     def _save(self) -> None:
@@ -269,13 +269,26 @@ class Trainer:
         append_metrics(self.folder / METRICS_FILE, row)
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
+def run_identity(config: Config) -> dict[str, Any]:
+    """What must not change between a run and its continuation.
+
+    Another patience continues a run; all else would make it a different one. Files may move: their
+    content is checked by the run.
+    """
+    identity = to_dict(config)
+    identity["training"].pop("patience")
+    for key in ("train", "valid", "calibration", "reference_energies"):
+        identity["data"].pop(key)
+    return identity
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
     """Settings that differ, as 'path: old -> new'."""
     found = []
     for key in sorted(old.keys() | new.keys()):
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, f"{path}{key}.")
+            found += differences(a, b, f"{path}{key}.")
         elif a != b:
             found.append(f"{path}{key}: {a} -> {b}")
     return found

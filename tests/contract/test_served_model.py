@@ -22,8 +22,10 @@ from ase_bayesmlip.testing import (
 EQUIVARIANT = ["ensemble", "race", "nll_e", "point", "mse", "iso"]
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("name", EQUIVARIANT)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, "float64") for name in EQUIVARIANT), ("ensemble", "float32"), ("race", "float32")],
+)
 def test_symmetries_batching_and_positivity(loaded, ethanol, strained_co2, name, dtype):
     check_served_model(loaded(name, dtype), ethanol, strained_co2)
 
@@ -41,7 +43,7 @@ def test_symmetric_crystal_has_symmetric_stress(loaded, cubic_co2):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("name", ["ensemble", "race", "point"])
+@pytest.mark.parametrize("name", ["ensemble", "race"])
 def test_supercell(loaded, strained_co2, name, dtype):
     model = loaded(name, dtype)
     one, two = predict(model, [strained_co2]), predict(model, [strained_co2.repeat((2, 1, 1))])
@@ -167,16 +169,16 @@ BROKEN = {
 @pytest.mark.parametrize("fault", BROKEN)
 def test_checker_finds(loaded, eager, ethanol, strained_co2, fault):
     message, change = BROKEN[fault]
-    module = Broken(eager("race"), change)
-    model = dataclasses.replace(loaded("race"), module=module)
+    module = Broken(eager("small"), change)
+    model = dataclasses.replace(loaded("small"), module=module)
     with pytest.raises(AssertionError) as caught:
         check_served_model(model, ethanol, strained_co2)
     assert str(caught.value).startswith(message), caught.value
 
 
 def test_checker_passes_an_unbroken_model(loaded, eager, ethanol, strained_co2):
-    module = Broken(eager("race"), lambda p, g, s: {})
-    check_served_model(dataclasses.replace(loaded("race"), module=module), ethanol, strained_co2)
+    module = Broken(eager("small"), lambda p, g, s: {})
+    check_served_model(dataclasses.replace(loaded("small"), module=module), ethanol, strained_co2)
 
 
 def test_published_covariance_does_not_rotate(loaded, ethanol):
@@ -200,7 +202,7 @@ def arrays(module, graph, stress, members):
         return as_arrays(module(graph, stress, members))
 
 
-@pytest.mark.parametrize("name", ["race", "mse"])
+@pytest.mark.parametrize("name", ["small", "mse"])
 def test_eager_scripted_reloaded_and_frozen_agree(eager, served, strained_co2, name):
     module = eager(name)
     graph = graph_of(strained_co2, 4.0)

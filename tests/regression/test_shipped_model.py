@@ -39,9 +39,7 @@ def errors_and_scores(calculator, name):
 def test_card_matches_the_data_it_was_trained_on():
     card = read_card(MODEL)
     assert card.format_version == 1
-    assert card.training["train_sha256"] == sha256(
-        read_frames(str(DATA / "ethanol_train.extxyz"))
-    )
+    assert card.training["train_sha256"] == sha256(read_frames(str(DATA / "ethanol_train.extxyz")))
     assert card.calibration["sha256"] == sha256(read_frames(str(DATA / "ethanol_calib.extxyz")))
     assert card.calibration["n_frames"] == 300
 

@@ -62,9 +62,10 @@ def same(first, second, tolerance=1e-9):
 
 
 @pytest.mark.parametrize("members", [False, True])
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("structure", ["ethanol", "strained_co2"])
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, "float64") for name in KINDS), ("ensemble", "float32")]
+)
 def test_keys_shapes_and_types(request, calculator, name, structure, dtype, members):
     atoms = request.getfixturevalue(structure)
     calc = calculator(name, dtype, return_members=members)

@@ -365,9 +365,7 @@ def test_checksum_sees_every_change(tmp_path, name):
             atoms.numbers[0] += change > 0.0
         else:
             results[name].flat[0] += change
-        atoms.calc = SinglePointCalculator(
-            atoms, **{**results, "energy": float(results["energy"])}
-        )
+        atoms.calc = SinglePointCalculator(atoms, **{**results, "energy": float(results["energy"])})
         return sha256(read_frames(write(tmp_path / "a.traj", atoms), RESULTS))
 
     assert checksum(0.0) == checksum(0.0) != checksum(1e-6)

@@ -61,9 +61,7 @@ def test_triclinic_cells_smaller_than_the_cutoff_agree_with_ase(seed, n_atoms, s
 
 
 @FAST
-@given(
-    seed=st.integers(0, 10**6), open_axis=st.integers(0, 2), cutoff=st.floats(2.0, 6.0)
-)
+@given(seed=st.integers(0, 10**6), open_axis=st.integers(0, 2), cutoff=st.floats(2.0, 6.0))
 def test_slabs_without_a_third_cell_vector_agree_with_ase(seed, open_axis, cutoff):
     generator = np.random.default_rng(seed)
     cell = 3.0 * np.eye(3) + generator.uniform(-0.5, 0.5, size=(3, 3))

@@ -1,0 +1,215 @@
+"""The layers of the package and the limits that keep it readable, checked on the source."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "ase_bayesmlip"
+PACKAGE = "ase_bayesmlip"
+
+# Imports point down: a module sees its own layer and those below.
+LAYERS = [
+    {"_version", "graph", "prediction", "card", "config", "strict"},
+    {"neighbors", "statistics", "metrics", "nn"},
+    {"datasets", "training", "calibration"},
+    {"posteriors", "serving"},
+    {"calculator", "md", "active"},
+    {"cli", "plots", "report", "demo"},
+]
+FREE = {"__init__", "testing"}
+
+# Part -> prefixes that it must not import, whatever the layers say.
+FORBIDDEN = {
+    "card": ["torch"],
+    "config": ["torch"],
+    "strict": ["torch"],
+    "md": ["torch", "ase_bayesmlip.nn", "ase_bayesmlip.training", "ase_bayesmlip.posteriors"],
+    "posteriors": ["ase_bayesmlip.serving"],
+    "serving": ["ase_bayesmlip.posteriors", "ase_bayesmlip.training"],
+}
+# Parts that see nothing of learning and inference but the loader of served files.
+ONLY_RUNTIME = {"calculator", "active", "md"}
+
+MAX_MODULE_LINES = 330
+MAX_BODY_LINES = 50
+
+# Longer than the limit, and better so: name -> the reason in one line.
+LONG_MODULES: dict[str, str] = {}
+LONG_FUNCTIONS = {
+    "serving/export.py:mix": "TorchScript needs each optional field declared where it is assigned",
+}
+
+MODULES = sorted(ROOT.rglob("*.py"))
+NAMES = [path.relative_to(ROOT).as_posix() for path in MODULES]
+each_module = pytest.mark.parametrize("path", MODULES, ids=NAMES)
+
+
+def part_of(path):
+    """First component below the package: 'nn', 'calculator', ..."""
+    return path.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def parse(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(path):
+    """Absolute names of everything that a module imports, at its top or inside functions."""
+    found = set()
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}, line {node.lineno}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def starts_with(name, prefix):
+    return name == prefix or name.startswith(prefix + ".")
+
+
+def layer(part):
+    return next(index for index, parts in enumerate(LAYERS) if part in parts)
+
+
+def test_every_part_has_a_layer():
+    assert {part_of(path) for path in MODULES} <= set.union(*LAYERS) | FREE
+
+
+@each_module
+def test_imports_point_down(path):
+    if part_of(path) in FREE:
+        return
+    for name in imports(path):
+        if not starts_with(name, PACKAGE) or name == PACKAGE:
+            continue
+        target = name.split(".")[1]
+        if target in FREE:
+            assert target != "testing" or part_of(path) == "cli", f"{name} is for tests"
+            continue
+        assert layer(target) <= layer(part_of(path)), f"{path.name} imports {name}"
+
+
+@each_module
+def test_forbidden_imports(path):
+    for name in imports(path):
+        for prefix in FORBIDDEN.get(part_of(path), []):
+            assert not starts_with(name, prefix), f"{path.name} imports {name}"
+
+
+@each_module
+def test_calculator_and_observers_see_only_the_runtime(path):
+    if part_of(path) not in ONLY_RUNTIME:
+        return
+    for name in imports(path):
+        for part in LAYERS[2] | LAYERS[3] | {"nn"}:
+            if starts_with(name, f"{PACKAGE}.{part}"):
+                assert starts_with(name, f"{PACKAGE}.serving.runtime"), f"imports {name}"
+
+
+@each_module
+def test_torchscript_stays_in_serving(path):
+    if part_of(path) == "serving":
+        return
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Attribute) and node.attr == "jit":
+            assert ast.unparse(node) != "torch.jit", f"line {node.lineno}"
+    assert not [name for name in imports(path) if starts_with(name, "torch.jit")]
+
+
+@each_module
+def test_only_the_command_line_prints(path):
+    if path.name == "cli.py":
+        return
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in ("print", "sys.stdout.write", "sys.stderr.write"), node.lineno
+
+
+@each_module
+def test_no_global_state(path):
+    """The state of other libraries is theirs, and this one has none."""
+    setters = {
+        "torch.manual_seed",
+        "torch.set_default_dtype",
+        "torch.set_default_device",
+        "np.random.seed",
+        "warnings.simplefilter",
+        "logging.basicConfig",
+    }
+    for node in ast.walk(parse(path)):
+        assert not isinstance(node, ast.Global), f"line {node.lineno}"
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in setters, f"line {node.lineno}"
+
+
+@each_module
+def test_nothing_is_unpickled(path):
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            settings = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            assert settings.get("weights_only") == "True", f"line {node.lineno}"
+    assert not {"pickle", "cloudpickle", "joblib", "dill"} & imports(path)
+
+
+@each_module
+def test_names_say_what_a_module_is(path):
+    assert path.stem not in {"utils", "helpers", "misc", "common", "tools"}
+
+
+def n_lines(path):
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+@each_module
+def test_modules_are_short(path):
+    name = path.relative_to(ROOT).as_posix()
+    if name not in LONG_MODULES:
+        assert n_lines(path) <= MAX_MODULE_LINES
+
+
+def functions(path):
+    return [
+        node
+        for node in ast.walk(parse(path))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
+
+
+def body_lines(function):
+    """Lines of the body; the signature and the docstring do not count."""
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+@each_module
+def test_functions_are_short(path):
+    name = path.relative_to(ROOT).as_posix()
+    long = {
+        f"{name}:{function.name}": body_lines(function)
+        for function in functions(path)
+        if body_lines(function) > MAX_BODY_LINES
+    }
+    assert not {key: lines for key, lines in long.items() if key not in LONG_FUNCTIONS}
+
+
+def test_exceptions_are_needed():
+    for name in LONG_MODULES:
+        assert n_lines(ROOT / name) > MAX_MODULE_LINES, f"{name} is short now"
+    for key in LONG_FUNCTIONS:
+        name, function = key.split(":")
+        found = [node for node in functions(ROOT / name) if node.name == function]
+        assert max(map(body_lines, found)) > MAX_BODY_LINES, f"{key} is short now"
+
+
+def test_the_checks_see_what_they_look_for(tmp_path):
+    """The helpers of this file find imports in functions, and count lines as they should."""
+    path = tmp_path / "module.py"
+    path.write_text(
+        'def f():\n    """Doc.\n\n    More.\n    """\n    import torch.jit\n    x = 1\n'
+    )
+    assert imports(path) == {"torch.jit"}
+    assert body_lines(functions(path)[0]) == 2
