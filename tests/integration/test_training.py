@@ -26,8 +26,8 @@ DATA = Path(__file__).parents[2] / "data"
 def make_config(**sections) -> Config:
     content = {
         "data": {
-            "train": f"{DATA}/ethanol_train.extxyz@0:6",
-            "valid": f"{DATA}/ethanol_valid.extxyz@0:3",
+            "train": f"{DATA}/ethanol_valid.extxyz@0:6",
+            "valid": f"{DATA}/ethanol_valid.extxyz@30:33",
             "reference_energies": f"{DATA}/isolated_atoms.extxyz",
         },
         "model": {
@@ -361,7 +361,7 @@ def test_unknown_element_in_the_validation_frames(tmp_path):
     config = make_config(
         data={"train": f"{DATA}/co2_train.extxyz@0:2", "reference_energies": "fit"}
     )
-    with pytest.raises(DataError, match=r"ethanol_valid\.extxyz#0: the model does not know.* H"):
+    with pytest.raises(DataError, match=r"ethanol_valid\.extxyz#30: the model does not know.* H"):
         make_trainer(config, tmp_path / "run")
 
 
@@ -471,8 +471,8 @@ def test_resume_with_other_settings_leaves_the_run_as_it_was(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"train": f"{DATA}/ethanol_train.extxyz@1:7"}, "the train frames have changed"),
-        ({"valid": f"{DATA}/ethanol_valid.extxyz@1:4"}, "the valid frames have changed"),
+        ({"train": f"{DATA}/ethanol_valid.extxyz@1:7"}, "the train frames have changed"),
+        ({"valid": f"{DATA}/ethanol_valid.extxyz@31:34"}, "the valid frames have changed"),
         ({"reference_energies": {"H": -10.0, "C": -50.0, "O": -100.0}}, "reference energies"),
     ],
 )
@@ -485,7 +485,7 @@ def test_resume_with_other_data(tmp_path, data, message):
 def test_data_may_move(tmp_path):
     first = fit(tmp_path / "run")
     moved = tmp_path / "moved.extxyz"
-    moved.write_text((DATA / "ethanol_train.extxyz").read_text())
+    moved.write_text((DATA / "ethanol_valid.extxyz").read_text())
     config = make_config(training=SHORT, data={"train": f"{moved}@0:6"})
     assert_same(list(fit(tmp_path / "run", config, resume=True).weights), list(first.weights))
 
