@@ -56,8 +56,10 @@ def _add_train(commands: Any) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     from ase_bayesmlip.config import load_config
     from ase_bayesmlip.posteriors import POSTERIORS
+    from ase_bayesmlip.training.allocator import keep_freed_memory
 
     config = load_config(arguments.config)
+    keep_freed_memory()
     POSTERIORS[config.posterior.kind].fit(
         config,
         arguments.out,

@@ -23,7 +23,7 @@ MODEL = "ethanol_ensemble.pt"
 START = "ethanol_test.extxyz"
 FALSE_ALARM_RATE = 0.01
 COLD_K, HOT_K = 300.0, 1200.0
-N_COLD, N_HOT = 2000, 2000
+N_COLD, N_HOT = 1500, 1500
 TIME_STEP_FS = 0.5
 
 

@@ -17,7 +17,11 @@ COVARIANCE_SCALARS = {"spd": 1, "iso": 1, "cholesky": 6, "none": 0}
 
 
 class LayerReadout(nn.Module):
-    """Scalars by a one-hidden-layer network of the 0e channels, a 2e tensor by a linear map."""
+    """Scalars by a one-hidden-layer network of the 0e channels, a 2e tensor by a linear map.
+
+    The first scalar is the energy. The others and the tensor belong to the noise: their last
+    weights start at zero, so that the likelihood starts from the measured errors exactly.
+    """
 
     def __init__(
         self,
@@ -32,11 +36,13 @@ class LayerReadout(nn.Module):
         slices = dict(zip(irreps, component_slices(irreps), strict=True))
         self.scalar_component = slices[Irrep(0, 1)].start
         self.network = DenseNetwork([channels, hidden, n_scalars], generator)
+        with torch.no_grad():
+            self.network.weights[-1][:, 1:] = 0.0
         self.factor = 1.0 / math.sqrt(channels)
         tensor = slices.get(Irrep(2, 1)) if has_tensor else None
         self.tensor_start = -1 if tensor is None else int(tensor.start)
         n_weights = channels if tensor is not None else 0
-        self.tensor_weight = nn.Parameter(0.1 * torch.randn(n_weights, generator=generator))
+        self.tensor_weight = nn.Parameter(torch.zeros(n_weights))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(n, components, channels) to scalars (n, n_scalars) and tensor (n, 5) or (n, 0)."""

@@ -23,6 +23,7 @@ from ase_bayesmlip.config import Config, to_dict
 from ase_bayesmlip.nn.build import DataStatistics, build_potential
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.strict import from_dict
+from ase_bayesmlip.training.allocator import keep_freed_memory
 from ase_bayesmlip.training.data import GraphDataset, TrainingData, load_training_data
 from ase_bayesmlip.training.loop import Trainer, differences, run_identity
 from ase_bayesmlip.training.state import load_state
@@ -87,7 +88,7 @@ def train_members(
     if jobs > 1:
         n_threads = max(1, (os.cpu_count() or 1) // jobs)
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (n_threads,)) as pool:
+        with ProcessPoolExecutor(jobs, context, _start_worker, (n_threads,)) as pool:
             futures = [
                 pool.submit(train_member, *item, progress, position=item[2] % jobs)
                 for item in arguments
@@ -98,6 +99,11 @@ def train_members(
         for item in arguments:
             train_member(*item, progress)
     return load_members(folder)
+
+
+def _start_worker(n_threads: int) -> None:
+    torch.set_num_threads(n_threads)
+    keep_freed_memory()
 
 
 def train_member(

@@ -45,7 +45,7 @@ def test_configurations_of_the_examples_are_valid(path):
 
 
 def test_commands_of_the_readme_exist(capsys):
-    commands = set(re.findall(r"bayesmlip (\w+)", "\n".join(fences(""))))
+    commands = set(re.findall(r"bayesmlip (\w+)", "\n".join(fences("bash"))))
     assert {"demo", "md", "train", "serve", "inspect"} <= commands
     for command in commands:
         with pytest.raises(SystemExit) as stop:
