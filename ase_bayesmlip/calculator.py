@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from ase import Atoms
 from ase.calculators.calculator import (
     Calculator,
@@ -23,7 +24,7 @@ from ase_bayesmlip.serving.runtime import LoadedModel, load_model
 
 MEAN = ["energy", "free_energy", "energies", "forces", "stress"]
 SPLIT = ["energy_var", "energies_var", "forces_cov"]
-DERIVED = ["energy_uncertainty", "forces_var", "forces_uncertainty", "forces_std"]
+FORCE_SPREAD = ["forces_var", "forces_uncertainty", "forces_std"]
 STRESS_SPREAD = ["stress_var", "stress_cov"]
 ENSEMBLE = ["energy_ensemble", "forces_ensemble", "stress_ensemble"]
 
@@ -39,8 +40,8 @@ class BayesianCalculator(Calculator):
     ----------
     model : path or LoadedModel
         A file written by ``bayesmlip serve``.
-    device : str
-        ``"cpu"`` or ``"cuda"``.
+    device : "cpu", "cuda" or None
+        None is the CPU, or for a loaded model the device it is on.
     dtype : "float32", "float64" or None
         None takes the precision of the training. Use ``"float64"`` for long NVE runs.
     skin : float, Å
@@ -68,13 +69,22 @@ class BayesianCalculator(Calculator):
     def __init__(
         self,
         model: str | Path | LoadedModel,
-        device: str = "cpu",
+        device: str | None = None,
         dtype: str | None = None,
         skin: float = 0.5,
         return_members: bool = False,
     ) -> None:
         super().__init__()
-        self.model = model if isinstance(model, LoadedModel) else load_model(model, device, dtype)
+        if isinstance(model, LoadedModel):
+            elsewhere = device is not None and model.device != torch.device(device)
+            if elsewhere or dtype not in (None, model.dtype):
+                raise ValueError(
+                    f"the loaded model is on {model.device} in {model.dtype}; load it with the "
+                    "device and dtype you want, or give the path of the file"
+                )
+            self.model = model
+        else:
+            self.model = load_model(model, device or "cpu", dtype)
         self.card: ModelCard = self.model.card
         self.return_members = return_members
         self._neighbors = NeighborList(self.card.cutoff, skin)
@@ -222,7 +232,7 @@ def _implemented(card: ModelCard, return_members: bool) -> list[str]:
     if "energy_var" in names:
         names.append("energy_uncertainty")
     if "forces_cov" in names:
-        names += DERIVED[1:]
+        names += FORCE_SPREAD
     if card.has_epistemic:
         names += STRESS_SPREAD
     return names + (ENSEMBLE if return_members else [])

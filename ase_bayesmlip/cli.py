@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ase.calculators.calculator import PropertyNotImplementedError
+from ase.io.formats import UnknownFileTypeError
+
 from ase_bayesmlip._version import __version__
+
+USER_ERRORS = (ValueError, ArithmeticError, OSError, ImportError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     try:
         parsed.run(parsed)
-    except (ValueError, ArithmeticError, OSError, ImportError) as error:
+    except (*USER_ERRORS, UnknownFileTypeError, PropertyNotImplementedError) as error:
         print(f"bayesmlip {parsed.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -56,16 +60,19 @@ def _add_train(commands: Any) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     from ase_bayesmlip.config import load_config
     from ase_bayesmlip.posteriors import POSTERIORS
+    from ase_bayesmlip.posteriors.members import available_cores
+    from ase_bayesmlip.serving.runtime import find_device
     from ase_bayesmlip.training.allocator import keep_freed_memory
 
     config = load_config(arguments.config)
+    find_device(arguments.device)
     keep_freed_memory()
     POSTERIORS[config.posterior.kind].fit(
         config,
         arguments.out,
         resume=arguments.resume,
         device=arguments.device,
-        jobs=arguments.jobs or (os.cpu_count() or 1 if arguments.device == "cpu" else 1),
+        jobs=arguments.jobs or (available_cores() if arguments.device == "cpu" else 1),
         progress=not arguments.quiet,
     )
     print(f"trained; next: bayesmlip serve {arguments.out} -o model.pt")
@@ -89,6 +96,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     import torch
     import yaml
 
+    from ase_bayesmlip.datasets import read_frames, sha256
     from ase_bayesmlip.posteriors import POSTERIORS
     from ase_bayesmlip.serving.export import export_members
 
@@ -100,23 +108,27 @@ def _serve(arguments: argparse.Namespace) -> None:
     state = posterior.load(arguments.folder)
     generator = torch.Generator().manual_seed(arguments.seed)
     members = posterior.draw(state, arguments.samples, generator)
+    data = state.config.data
+    paths = arguments.calibration or data.calibration
+    # Read before anything is written: a mistake here must not leave a file without thresholds.
+    frames = read_frames(paths, data.keys, data.units) if paths else []
+    if frames and sha256(frames) in (state.record["train_sha256"], state.record["valid_sha256"]):
+        raise ValueError(f"{paths} are the training or validation frames; give unseen ones")
     export_members(members, state.config, state.record, arguments.output)
-    frames = arguments.calibration or state.config.data.calibration
     if frames and len(members) > 1:
-        _calibrate(arguments.output, frames, state.config.data)
+        _calibrate(arguments.output, frames)
     elif not frames:
         print("no calibration frames: a monitor will need a threshold in eV/Å", file=sys.stderr)
     print(f"wrote {arguments.output}; look at it with: bayesmlip inspect {arguments.output}")
 
 
-def _calibrate(path: Path, frames: Any, data: Any) -> None:
+def _calibrate(path: Path, labelled: list[Any]) -> None:
     """Score the calibration frames and keep the scores in the card."""
     from ase_bayesmlip.calculator import BayesianCalculator
-    from ase_bayesmlip.datasets import read_frames, sha256
+    from ase_bayesmlip.datasets import sha256
     from ase_bayesmlip.md.scores import calibration_scores
     from ase_bayesmlip.serving.export import replace_card
 
-    labelled = read_frames(frames, data.keys, data.units)
     calculator = BayesianCalculator(path)
     atoms = [frame.atoms for frame in labelled]
     record = {
@@ -223,6 +235,8 @@ def _md(arguments: argparse.Namespace) -> None:
     config = SimulationConfig(n_steps=arguments.steps, **given)
     if not Path(arguments.start).is_file():
         raise FileNotFoundError(f"no structure file at {arguments.start}")
+    if arguments.continue_on_reference and not arguments.reference:
+        raise ValueError("--continue-on-reference needs --reference")
     reference = reference_calculator(arguments.reference) if arguments.reference else None
     summary = run_simulation(
         ase.io.read(arguments.start),  # type: ignore[arg-type]

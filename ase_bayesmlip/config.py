@@ -89,7 +89,7 @@ class ModelConfig:
     n_radial : int
         Bessel functions.
     envelope_power : int
-        p of the polynomial envelope (2 in RACE, 6 in MACE).
+        p of the polynomial envelope (2 in RACE).
     radial_hidden : list of int
         Widths of the radial network.
     readout_hidden : int
@@ -118,14 +118,15 @@ class LossConfig:
     kind : "nll_jef", "nll_e" or "mse"
         Joint energy-force likelihood, energy likelihood with squared force error, squared errors.
     warmup : "mse" or "huber"
-        Loss of the epochs before the likelihood.
+        Loss of the epochs before the likelihood; with ``kind: mse`` of all epochs.
     warmup_fraction : float in [0, 1]
         Share of the epochs that is warm-up.
     energy_weight, forces_weight, stress_weight : float
     beta : float in [0, 1]
         Exponent of β-NLL (arXiv 2203.09168); 0 is the plain likelihood.
     huber_delta : float
-        In units of the training force RMS (and of the energy per atom likewise).
+        Where the Huber loss turns from quadratic to linear, in units of the training force RMS
+        (times 1 Å for ΔE/√n).
     """
 
     kind: Literal["nll_jef", "nll_e", "mse"] = "nll_jef"
@@ -314,7 +315,7 @@ def _resolve_paths(data: DataConfig, folder: Path) -> DataConfig:
         expanded = os.path.expandvars(value)
         if "$" in expanded:
             raise ConfigError(f"data path {value!r} names an environment variable that is not set")
-        return str(folder / expanded)
+        return str(folder / Path(expanded).expanduser())
 
     reference = data.reference_energies
     if isinstance(reference, str) and reference != "fit":

@@ -183,7 +183,8 @@ def _read_npz(path: Path, index: slice, unit: float) -> list[LabelledFrame]:
         raise FileNotFoundError(f"no data file at {path}")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            content = {name: archive[name] for name in archive.files}
+            known = {name for names in NPZ_LAYOUTS.values() for name in names}
+            content = {name: archive[name] for name in archive.files if name in known}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not a readable .npz file ({error})") from error
     for names in NPZ_LAYOUTS.values():
@@ -191,7 +192,7 @@ def _read_npz(path: Path, index: slice, unit: float) -> list[LabelledFrame]:
             break
     else:
         layouts = "; ".join(f"{k}: {', '.join(v)}" for k, v in NPZ_LAYOUTS.items())
-        raise DataError(f"{path} has {', '.join(content)}; known layouts: {layouts}")
+        raise DataError(f"{path} lacks arrays of a known layout ({layouts}); has {list(content)}")
     numbers, positions, energies, forces = (np.asarray(content[name]) for name in names)
     shape = (len(positions), len(numbers), 3)
     if positions.shape != shape or forces.shape != shape or energies.size != shape[0]:
@@ -263,7 +264,7 @@ def reference_energies(data: DataConfig, frames: Sequence[LabelledFrame]) -> dic
         for number, atoms in _read_ase(*split_slice(given)):
             source = f"{given}#{number}"
             if len(atoms) != 1:
-                raise DataError(f"{source} has {len(atoms)} atoms; expected isolated atoms")
+                continue  # a file may hold isolated atoms beside its frames
             computed = atoms.calc.results if atoms.calc is not None else {}
             key = data.keys.energy
             value = _find(key, atoms.info, computed, source)

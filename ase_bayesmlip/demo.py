@@ -65,7 +65,9 @@ def run_demo(out: Path, progress: bool = True) -> str:
         budget=60,
         seed=1,
     )
-    run_simulation(atoms, calculator, config, out, reference, progress=progress, overwrite=True)
+    run = run_simulation(
+        atoms, calculator, config, out, reference, progress=progress, overwrite=True
+    )
     log = read_log(out / LOG)
     hot_from = N_COLD * TIME_STEP_FS
     figure = monitored_md_figure(
@@ -73,7 +75,8 @@ def run_demo(out: Path, progress: bool = True) -> str:
         out / "figure.png",
         regions=[(hot_from, (N_COLD + N_HOT) * TIME_STEP_FS, f"{HOT_K:.0f} K")],
     )
-    return _summary(log, out, figure, calculator.card.n_members)
+    summary = _summary(log, out, figure, calculator.card.n_members)
+    return f"{summary}\nEnded early: {run.stop_reason}" if run.stop_reason else summary
 
 
 def _summary(log: dict[str, np.ndarray], out: Path, figure: Path, n_members: int) -> str:

@@ -97,6 +97,12 @@ def complete_cell(atoms: Atoms) -> np.ndarray:
     return np.asarray(atoms.cell.array, dtype=np.float64)
 
 
+def graph_of(atoms: Atoms, cutoff: float, dtype: torch.dtype = torch.float64) -> AtomicGraph:
+    """A structure with its neighbours within the cutoff, found afresh, on the CPU."""
+    edges = neighbor_edges(atoms.positions, complete_cell(atoms), atoms.pbc, cutoff)
+    return atomic_graph(atoms, edges, dtype)
+
+
 def atomic_graph(
     atoms: Atoms, edges: tuple[np.ndarray, np.ndarray], dtype: torch.dtype = torch.float64
 ) -> AtomicGraph:

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from ase import Atoms
 
-from ase_bayesmlip.graph import AtomicGraph
-from ase_bayesmlip.neighbors import atomic_graph, complete_cell, neighbor_edges
+from ase_bayesmlip.neighbors import graph_of
 from ase_bayesmlip.prediction import VOIGT_COLUMNS, VOIGT_ROWS, Prediction
 from ase_bayesmlip.serving.runtime import LoadedModel
 
@@ -41,12 +40,6 @@ PER_GRAPH = [
     "energy_var_aleatoric",
     "stress_cov_epistemic",
 ]
-
-
-def graph_of(atoms: Atoms, cutoff: float) -> AtomicGraph:
-    """A structure as a graph, without validation."""
-    edges = neighbor_edges(atoms.positions, complete_cell(atoms), atoms.pbc, cutoff)
-    return atomic_graph(atoms, edges)
 
 
 def predict(model: LoadedModel, frames: Sequence[Atoms]) -> dict[str, np.ndarray]:

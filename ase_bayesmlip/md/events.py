@@ -81,6 +81,7 @@ class HistoryRecorder:
         self.time_fs = array("d")
         self.score = array("d")
         self.flagged = array("b")
+        self.n_flagged = 0
 
     def append(self, step: int, time_fs: float | None, score: float, flagged: bool) -> None:
         """Add one frame."""
@@ -88,6 +89,7 @@ class HistoryRecorder:
         self.time_fs.append(float("nan") if time_fs is None else time_fs)
         self.score.append(score)
         self.flagged.append(flagged)
+        self.n_flagged += flagged
 
     def arrays(self) -> History:
         """Copy the columns."""

@@ -149,6 +149,13 @@ def make_integrator(
     friction_per_fs : float, 1/fs
         Coupling to the thermostat: the friction of the Langevin integrators and the inverse time
         constant of ``"bussi"`` and ``"nose_hoover"``.
+
+    Notes
+    -----
+    Bussi and Nosé-Hoover dynamics conserve the total momentum, but ASE counts all 3N degrees of
+    freedom. Where the momentum is zero, their target is lowered by (N - 1)/N, so that the internal
+    temperature is `temperature_K`; ``atoms.get_temperature()``, which counts 3N too, then shows
+    the lowered value.
     """
     time_step = time_step_fs * units.fs
     time_constant = units.fs / friction_per_fs
@@ -165,9 +172,11 @@ def make_integrator(
         case "velocity_verlet":
             return VelocityVerlet(atoms, time_step)
         case "nose_hoover":
-            return NoseHooverChainNVT(atoms, time_step, temperature_K, tdamp=time_constant)
+            target = temperature_K * _internal_share(atoms)
+            return NoseHooverChainNVT(atoms, time_step, target, tdamp=time_constant)
         case "bussi":
-            return Bussi(atoms, time_step, temperature_K, taut=time_constant, rng=generator)
+            target = temperature_K * _internal_share(atoms)
+            return Bussi(atoms, time_step, target, taut=time_constant, rng=generator)
         case "langevin_baoab":
             try:
                 from ase.md.langevinbaoab import LangevinBAOAB
@@ -177,6 +186,13 @@ def make_integrator(
                 atoms, time_step, temperature_K=temperature_K, T_tau=time_constant, rng=generator
             )
     raise ValueError(f"unknown integrator {name!r}; known: {', '.join(INTEGRATORS)}")
+
+
+def _internal_share(atoms: Atoms) -> float:
+    """Share of the 3N degrees of freedom that is left when the centre of mass is at rest."""
+    momenta = atoms.get_momenta()
+    at_rest = np.abs(momenta.sum(axis=0)).max() < 1e-8 * max(np.abs(momenta).max(), 1e-12)
+    return 1.0 - 1.0 / len(atoms) if at_rest and not atoms.constraints and len(atoms) > 1 else 1.0
 
 
 def set_temperature(dyn: MolecularDynamics, temperature_K: float) -> None:
@@ -190,11 +206,12 @@ def set_temperature(dyn: MolecularDynamics, temperature_K: float) -> None:
     if hasattr(dyn, "set_temperature"):
         dyn.set_temperature(temperature_K=temperature_K)
     elif isinstance(dyn, Bussi):
-        dyn.temp = temperature_K * units.kB
+        dyn.temp = temperature_K * _internal_share(dyn.atoms) * units.kB
         dyn.target_kinetic_energy = 0.5 * dyn.temp * dyn.ndof
     elif isinstance(dyn, NoseHooverChainNVT):
         thermostat = dyn._thermostat
-        thermostat._Q *= temperature_K * units.kB / thermostat._kT
-        thermostat._kT = temperature_K * units.kB
+        target = temperature_K * _internal_share(dyn.atoms) * units.kB
+        thermostat._Q *= target / thermostat._kT
+        thermostat._kT = target
     else:
         raise ValueError(f"{type(dyn).__name__} has no thermostat to set to {temperature_K} K")

@@ -187,7 +187,7 @@ class UncertaintyMonitor:
     @property
     def n_flagged(self) -> int:
         """Number of flagged frames, whether or not they fired an event."""
-        return self._history.flagged.count(1)
+        return self._history.n_flagged
 
     def note(self, **values: Any) -> None:
         """Add values to the log entry of the present frame."""

@@ -136,7 +136,7 @@ class Recalculate:
         atoms = event.atoms.copy()
         atoms.calc = self.reference_calculator
         reference: dict[str, Any] = {
-            "energy": float(atoms.get_potential_energy()),
+            "energy": float(atoms.get_potential_energy(apply_constraint=False)),
             "forces": np.array(atoms.get_forces(apply_constraint=False)),
         }
         if atoms.pbc.all() and atoms.cell.rank == 3:

@@ -45,7 +45,11 @@ def forces_epistemic_mean(results: Mapping[str, Any], atoms: Atoms) -> Score:
 
 
 def atomic_energy_var_max(results: Mapping[str, Any], atoms: Atoms) -> Score:
-    """Largest epistemic variance of an atomic energy; eV²."""
+    """Largest epistemic variance of an atomic energy; eV².
+
+    Labels fix total energies only. Where the training compositions do not tell elements apart,
+    members may divide the same total differently over the atoms, and this score sees that too.
+    """
     per_atom = _require(results, "energies_var_epistemic", atoms, "atomic_energy_var_max")
     per_atom = np.asarray(per_atom, dtype=float)
     return Score(float(per_atom.max()), per_atom)

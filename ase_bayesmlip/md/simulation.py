@@ -160,6 +160,7 @@ def run_simulation(
     _prepare_folder(out, overwrite)
     velocities_rng, thermostat_rng, rewind_rng = np.random.default_rng(config.seed).spawn(3)
     atoms = atoms.copy()
+    atoms.info.clear()  # notes on the start structure are not true of the frames that follow
     atoms.calc = calculator
     if not atoms.get_momenta().any():
         draw_velocities(atoms, config.temperature_K, velocities_rng)
@@ -218,7 +219,8 @@ def reference_calculator(name: str) -> BaseCalculator:
                 raise ImportError(
                     f"reference {name!r} needs tblite: pip install 'ase-bayesmlip[demo]'"
                 ) from error
-            return TBLite(method=f"{name.upper()}-xTB", verbosity=0)
+            # Tighter than tblite's default, whose noise in the forces shows in a training set.
+            return TBLite(method=f"{name.upper()}-xTB", accuracy=0.01, verbosity=0)
         case "emt":
             from ase.calculators.emt import EMT
 

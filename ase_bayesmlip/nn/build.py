@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,12 +28,15 @@ class DataStatistics:
     avg_n_neighbors : float
         Measured within the cutoff.
     force_rms : float, eV/Å
+    mean_energies : list of float, eV
+        Interaction energy of an atom of each element, by least squares: where training starts.
     """
 
     atomic_numbers: list[int]
     reference_energies: list[float]
     avg_n_neighbors: float
     force_rms: float
+    mean_energies: list[float] = field(default_factory=list)
 
 
 def build_potential(
@@ -60,6 +63,11 @@ def build_potential(
         If the irreps do not suit the backbone or the covariance.
     """
     generator = torch.Generator().manual_seed(seed)
+    if loss_kind == "nll_jef" and model.covariance == "spd" and model.l_max < 2:
+        raise ValueError(
+            f"covariance 'spd' is read from 2e features, which l_max = {model.l_max} cannot make; "
+            "set model.l_max to 2 or more, or choose covariance 'iso'"
+        )
     hidden, channels = parse_irreps(model.hidden_irreps)
     covariance = model.covariance if loss_kind == "nll_jef" else "none"
     # Readouts see 0e and 2e alone, so the last layer leaves out what nothing would read.
@@ -97,4 +105,7 @@ def build_potential(
         covariance=covariance,
         generator=generator,
     )
+    if statistics.mean_energies:
+        start = torch.tensor(statistics.mean_energies, dtype=torch.float64) / statistics.force_rms
+        potential.bias.data[:, 0] = start
     return potential.to(dtype)

@@ -31,7 +31,9 @@ class EquivariantLinear(nn.Module):
         self, irreps: list[Irrep], n_in: int, n_out: int, generator: torch.Generator
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(len(irreps), n_in, n_out, generator=generator))
+        self.weight = nn.Parameter(
+            torch.randn(len(irreps), n_in, n_out, generator=generator, dtype=torch.float64)
+        )
         self.factor = 1.0 / math.sqrt(n_in)
         self.register_buffer("irrep_of", component_irrep(irreps), persistent=False)
 
@@ -60,7 +62,9 @@ class SpeciesLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(
-            torch.randn(len(irreps), n_species, n_in, n_out, generator=generator)
+            torch.randn(
+                len(irreps), n_species, n_in, n_out, generator=generator, dtype=torch.float64
+            )
         )
         self.factor = 1.0 / math.sqrt(n_in)
         self.register_buffer("irrep_of", component_irrep(irreps), persistent=False)
@@ -107,7 +111,9 @@ class PathLinear(nn.Module):
         for k, count in enumerate(n_paths):
             mask[k, :count] = 1.0 / math.sqrt(max(count, 1) * channels)
         self.weight = nn.Parameter(
-            torch.randn(len(irreps_out), width, channels, channels, generator=generator)
+            torch.randn(
+                len(irreps_out), width, channels, channels, generator=generator, dtype=torch.float64
+            )
         )
         self.n_components = n_components(irreps_out)
         self.register_buffer("gather", gather.flatten(), persistent=False)

@@ -72,14 +72,14 @@ class Potential(nn.Module):
         self.basis = RadialBasis(cutoff, n_radial, envelope_power)
         self.angular = SphericalHarmonics(l_max)
         self.embedding = nn.Parameter(
-            torch.randn(len(atomic_numbers), channels, generator=generator)
+            torch.randn(len(atomic_numbers), channels, generator=generator, dtype=torch.float64)
         )
         self.layers = nn.ModuleList(layers)
         self.readouts = nn.ModuleList(
             LayerReadout(item, channels, readout_hidden, n_scalars, has_tensor, generator)
             for item in irreps
         )
-        self.bias = nn.Parameter(torch.zeros(len(atomic_numbers), n_scalars))
+        self.bias = nn.Parameter(torch.zeros(len(atomic_numbers), n_scalars, dtype=torch.float64))
         self.noise = NoiseHeads(covariance)
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
         self.register_buffer("atomic_numbers", torch.tensor(atomic_numbers))
@@ -89,7 +89,8 @@ class Potential(nn.Module):
 
     def forward(self, graph: AtomicGraph) -> MemberOutput:
         """Interaction energy of every atom and the aleatoric noise of the labels."""
-        vectors = edge_vectors(graph)
+        # Differences first, precision after: coordinates far from the origin keep their digits.
+        vectors = edge_vectors(graph).to(self.scale.dtype)
         distances = torch.sqrt((vectors * vectors).sum(dim=1))
         harmonics = self.angular(vectors / distances.unsqueeze(1))
         radial = self.basis(distances)

@@ -62,7 +62,7 @@ class DenseNetwork(nn.Module):
     def __init__(self, widths: list[int], generator: torch.Generator) -> None:
         super().__init__()
         self.weights = nn.ParameterList(
-            nn.Parameter(torch.randn(n_in, n_out, generator=generator))
+            nn.Parameter(torch.randn(n_in, n_out, generator=generator, dtype=torch.float64))
             for n_in, n_out in pairwise(widths)
         )
         self.factors: list[float] = [

@@ -86,19 +86,37 @@ def train_members(
     arguments = [(config, folder, index, bootstrap, resume, device) for index in range(n_members)]
     jobs = min(jobs, n_members)
     if jobs > 1:
-        n_threads = max(1, (os.cpu_count() or 1) // jobs)
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(jobs, context, _start_worker, (n_threads,)) as pool:
-            futures = [
-                pool.submit(train_member, *item, progress, position=item[2] % jobs)
-                for item in arguments
-            ]
-            for future in futures:
-                future.result()
+        _train_in_processes(arguments, jobs, progress)
     else:
         for item in arguments:
             train_member(*item, progress)
     return load_members(folder)
+
+
+def _train_in_processes(
+    arguments: list[tuple[Config, Path, int, bool, bool, str]], jobs: int, progress: bool
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    n_threads = max(1, available_cores() // jobs)
+    with ProcessPoolExecutor(jobs, context, _start_worker, (n_threads,)) as pool:
+        futures = [
+            pool.submit(train_member, *item, progress, position=item[2] % jobs)
+            for item in arguments
+        ]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            # Without this, members that have not begun would still be trained to their end.
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def available_cores() -> int:
+    """Cores this process may use, which may be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _start_worker(n_threads: int) -> None:
@@ -155,7 +173,7 @@ def prepare_run(config: Config, data: TrainingData, folder: Path, resume: bool) 
     """Write ``config.yaml`` and ``run.json``, or check them against a run to be resumed."""
     record = data.record()
     written = folder / "run.json"
-    if written.exists():
+    if any(folder.glob("member-*/checkpoint.pt")) and written.exists():
         if not resume:
             raise FileExistsError(
                 f"{folder} already holds a run; continue it with --resume, or train elsewhere"

@@ -7,6 +7,7 @@
 and does not know how the samples were obtained.
 """
 
+import copy
 import datetime
 import platform
 from pathlib import Path
@@ -238,7 +239,7 @@ def save_served(model: ServedModel, card: ModelCard, path: Path) -> None:
     in float64, so that the file serves either precision. `load_model` casts to one of them; after
     a plain ``torch.jit.load`` call ``.double()``.
     """
-    model = model.cpu().eval().requires_grad_(False)
+    model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(DTYPES[card.dtype])
     with quiet_torchscript():

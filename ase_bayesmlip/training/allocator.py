@@ -27,10 +27,9 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    settings = {
-        _M_MMAP_THRESHOLD: 1 << 30,
-        _M_TRIM_THRESHOLD: (1 << 31) - 1,
-        _M_TOP_PAD: 64 << 20,
-    }
+    # Older versions of glibc accept at most 32 MiB. Without it the rest would do harm.
+    if not any(mallopt(_M_MMAP_THRESHOLD, size) == 1 for size in (1 << 30, 1 << 25)):
+        return False
+    settings = {_M_TRIM_THRESHOLD: (1 << 31) - 1, _M_TOP_PAD: 64 << 20}
     accepted = [mallopt(name, value) == 1 for name, value in settings.items()]
     return all(accepted)

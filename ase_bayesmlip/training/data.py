@@ -22,7 +22,7 @@ from ase_bayesmlip.datasets import (
     split_validation,
 )
 from ase_bayesmlip.graph import AtomicGraph, batch_graphs, graph_to
-from ase_bayesmlip.neighbors import atomic_graph, complete_cell, neighbor_edges
+from ase_bayesmlip.neighbors import complete_cell, graph_of, neighbor_edges
 from ase_bayesmlip.nn.build import DataStatistics
 
 
@@ -92,8 +92,7 @@ def _item(
     device: torch.device,
 ) -> tuple[AtomicGraph, Labels]:
     atoms = frame.atoms
-    edges = neighbor_edges(atoms.positions, complete_cell(atoms), atoms.pbc, cutoff)
-    graph = atomic_graph(atoms, edges, dtype)
+    graph = graph_of(atoms, cutoff, dtype)
     offset = sum(references[int(z)] for z in atoms.numbers)
     stress = np.zeros((3, 3)) if frame.stress is None else frame.stress
     labels = Labels(
@@ -133,7 +132,24 @@ def data_statistics(
         reference_energies=[references[z] for z in elements],
         avg_n_neighbors=max(n_edges / n_atoms, 1.0),
         force_rms=force_rms,
+        mean_energies=_mean_energies(frames, references, elements),
     )
+
+
+def _mean_energies(
+    frames: Sequence[LabelledFrame], references: dict[int, float], elements: list[int]
+) -> list[float]:
+    """Least-squares interaction energy per atom of each element, eV.
+
+    The minimum-norm solution: where the composition never varies, labels cannot tell how the
+    energy divides over the elements, and all members should at least agree on one division.
+    """
+    counts = np.array(
+        [[np.sum(frame.atoms.numbers == z) for z in elements] for frame in frames], dtype=float
+    )
+    energies = np.array([frame.energy for frame in frames])
+    interaction = energies - counts @ np.array([references[z] for z in elements])
+    return [float(e) for e in np.linalg.lstsq(counts, interaction, rcond=None)[0]]
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,7 @@ class Trainer:
             best_loss=math.inf,
             n_stale=0,
             phase=self.phase(0),
+            phase_start=0,
             finished=False,
             identity=identity,
         )
@@ -104,6 +105,9 @@ class Trainer:
         self.state = stored
         self.potential.load_state_dict(stored.model)
         self.optimizer.load_state_dict(stored.optimizer)
+        for moments in self.optimizer.state.values():
+            # A step counter on the GPU would cost a synchronisation per parameter and step.
+            moments["step"] = moments["step"].cpu()
         truncate_metrics(self.folder / METRICS_FILE, self.state.epoch)
 
     def _weights(self) -> dict[str, Tensor]:
@@ -183,8 +187,8 @@ class Trainer:
         if not bool(torch.isfinite(norm)):
             raise FloatingPointError(
                 f"training diverged in epoch {self.state.epoch + 1} (loss {value.item():.3g}, "
-                f"gradient {float(norm):.3g}); lower training.learning_rate and continue with "
-                "--resume from the last checkpoint, or start again"
+                f"gradient {float(norm):.3g}); lower training.learning_rate and train into "
+                "another folder"
             )
         self.optimizer.step()
         self.state.step += 1
@@ -204,7 +208,8 @@ class Trainer:
     def _learning_rate(self, n_batches: int) -> float:
         training = self.config.training
         step, total = self.state.step, training.epochs * n_batches
-        rate = training.learning_rate * min(1.0, (step + 1) / max(training.warmup_steps, 1))
+        in_phase = step - self.state.phase_start
+        rate = training.learning_rate * min(1.0, (in_phase + 1) / max(training.warmup_steps, 1))
         if training.schedule == "cosine":
             rate *= 0.5 * (1.0 + math.cos(math.pi * min(step / total, 1.0)))
         return rate
@@ -214,9 +219,14 @@ class Trainer:
         phase = self.phase(self.state.epoch)
         if phase == self.state.phase and self.state.epoch > 0:
             return
-        self.state.phase = phase
+        self.state.phase, self.state.phase_start = phase, self.state.step
         self.state.best_loss, self.state.n_stale = math.inf, 0
         if phase in ("nll_e", "nll_jef"):
+            # The likelihood is another objective: it starts from the averaged weights, whose
+            # errors the scales are, and with fresh moments, since those of the warm-up know
+            # nothing of the noise heads and would make their first steps far too long.
+            self.potential.load_state_dict(self.state.average)
+            self.optimizer.state.clear()
             metrics = self._validate()
             floor = (1e-4 * self.unit) ** 2
             self.potential.noise.set_scales(
@@ -238,6 +248,11 @@ class Trainer:
             )
 
     def _keep_best(self, valid_loss: float) -> None:
+        if not math.isfinite(valid_loss):
+            raise FloatingPointError(
+                f"the validation loss is {valid_loss} after epoch {self.state.epoch}; lower "
+                "training.learning_rate and train into another folder"
+            )
         if valid_loss < self.state.best_loss:
             self.state.best_loss, self.state.n_stale = valid_loss, 0
             self.state.best = {name: v.clone() for name, v in self.state.average.items()}

@@ -33,6 +33,8 @@ class TrainingState:
         Evaluations since `best_loss` improved.
     phase : str
         Loss of the current phase; a change resets `best`.
+    phase_start : int
+        Step at which it began.
     finished : bool
     identity : dict
         What must not change between a run and its continuation.
@@ -47,6 +49,7 @@ class TrainingState:
     best_loss: float
     n_stale: int
     phase: str
+    phase_start: int
     finished: bool
     identity: dict[str, Any]
 

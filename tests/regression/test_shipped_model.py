@@ -55,6 +55,16 @@ def test_accuracy_on_frames_never_seen(calculator):
     assert 1e3 * np.sqrt(np.mean(error**2)) < 25.0  # meV/Å; force RMS is about 1,100
 
 
+def test_error_bars_have_the_size_of_the_errors(calculator):
+    error, _, results = errors_and_scores(calculator, "ethanol_test.extxyz")
+    frames = read_frames(str(DATA / "ethanol_test.extxyz"))
+    variance = np.array([r["forces_var"] for r in results])
+    assert 1 / 3 < np.mean(error**2 / variance) < 3
+    energy_error = [r["energy"] - f.energy for r, f in zip(results, frames, strict=True)]
+    energy_variance = [r["energy_var"] for r in results]
+    assert 1 / 3 < np.mean(np.square(energy_error) / energy_variance) < 3
+
+
 def test_false_alarms_at_the_nominal_rate_and_alarms_when_hot(calculator):
     scores = calculator.card.calibration["scores"]["forces_epistemic_max"]
     threshold = false_alarm_threshold(scores, 0.05)
@@ -78,7 +88,7 @@ def test_stretched_bonds_are_flagged(calculator):
 
 
 def test_constant_energy_dynamics_conserve_energy(calculator):
-    """A quarter of a picosecond; ``examples/benchmarks/nve_drift.py`` runs ten."""
+    """An eighth of a picosecond; ``examples/benchmarks/nve_drift.py`` runs ten."""
     atoms = read(DATA / "ethanol_test.extxyz", index=0)
     atoms.calc = calculator
     spread = np.sqrt(atoms.get_masses() * units.kB * 300)[:, None]
