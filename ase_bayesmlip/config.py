@@ -103,7 +103,7 @@ class ModelConfig:
     hidden_irreps: str = "32x0e + 32x1o"
     l_max: int = 2
     n_radial: int = 8
-    envelope_power: int = 6
+    envelope_power: int = 2
     radial_hidden: list[int] = field(default_factory=lambda: [64, 64])
     readout_hidden: int = 64
     covariance: Literal["spd", "cholesky", "iso", "none"] = "spd"
@@ -166,7 +166,7 @@ class TrainingConfig:
 
     epochs: int = 100
     batch_size: int = 5
-    learning_rate: float = 0.03
+    learning_rate: float = 0.04
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = 100
     ema_decay: float = 0.995
