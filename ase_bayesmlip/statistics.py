@@ -59,6 +59,13 @@ def inverse_and_logdet(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return cofactors / determinant.view(-1, 1, 1), torch.log(determinant)
 
 
+def mahalanobis(residual: Tensor, covariance: Tensor) -> Tensor:
+    """Squared Mahalanobis distance rᵀ Σ⁻¹ r, (n,), evaluated in float64."""
+    inverse, _ = inverse_and_logdet(covariance.to(torch.float64))
+    r = residual.to(torch.float64)
+    return torch.einsum("na,nab,nb->n", r, inverse, r)
+
+
 def multivariate_nll(residual: Tensor, covariance: Tensor, beta: float = 0.0) -> Tensor:
     """½ (rᵀ Σ⁻¹ r + log det Σ) per vector, evaluated in float64.
 
@@ -71,8 +78,7 @@ def multivariate_nll(residual: Tensor, covariance: Tensor, beta: float = 0.0) ->
     """
     r, cov = residual.to(torch.float64), covariance.to(torch.float64)
     inverse, logdet = inverse_and_logdet(cov)
-    mahalanobis = torch.einsum("na,nab,nb->n", r, inverse, r)
-    value = 0.5 * (mahalanobis + logdet)
+    value = 0.5 * (torch.einsum("na,nab,nb->n", r, inverse, r) + logdet)
     if beta > 0.0:
         mean_variance = cov.diagonal(dim1=1, dim2=2).mean(dim=1)
         value = value * mean_variance.detach() ** beta

@@ -152,6 +152,8 @@ class Trainer:
                     self._log(train_loss, metrics, time.monotonic() - started)
                     bar.set_postfix(F=f"{metrics['forces_rmse_meV_per_A']:.1f} meV/Å")
                 self.state.finished |= self.state.epoch == training.epochs
+                if self.state.finished:
+                    self._rescale_noise()
                 self._save()
                 bar.update()
         return self.best_potential()
@@ -234,6 +236,24 @@ class Trainer:
             )
             for name in ("noise.energy_scale", "noise.force_scale"):
                 self.state.average[name].copy_(self.potential.state_dict()[name])
+
+    def _rescale_noise(self) -> None:
+        """Give the error bars of the best weights the size of the validation errors.
+
+        A common factor c of all variances has its most likely value in closed form, c = ⟨r²/σ²⟩.
+        Means improve faster than the noise heads follow at the end of the schedule, so that
+        without this the error bars are those of an earlier, less accurate potential.
+        """
+        kind = self.config.loss.kind
+        if kind not in ("nll_e", "nll_jef"):
+            return
+        with other_weights(self.potential, self.state.best):
+            metrics = validation_metrics(
+                self.potential, self.valid_set, kind, self.config.loss, self.stress, self.unit
+            )
+        self.state.best["noise.energy_scale"] *= metrics["energy_chi2"]
+        if kind == "nll_jef":
+            self.state.best["noise.force_scale"] *= metrics["forces_chi2"]
 
     def _validate(self) -> dict[str, float]:
         """Loss and errors of the averaged weights on the validation structures."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ase_bayesmlip.config import LossConfig
 from ase_bayesmlip.nn.potential import Potential
+from ase_bayesmlip.statistics import mahalanobis
 from ase_bayesmlip.training.data import GraphDataset
 from ase_bayesmlip.training.loss import evaluate, loss
 
@@ -32,10 +33,13 @@ def validation_metrics(
     dict of str to float
         ``loss`` (with β = 0: the weights of β-NLL shrink with the errors, so that its value does
         not tell better from worse), ``energy_mse`` (eV² per atom, of ΔE²/n), ``forces_mse``
-        ((eV/Å)² per component), ``energy_rmse_meV_per_atom`` and ``forces_rmse_meV_per_A``.
+        ((eV/Å)² per component), ``energy_rmse_meV_per_atom`` and ``forces_rmse_meV_per_A``; with
+        trained noise ``energy_chi2``, the mean of ΔE²/σ_E², and ``forces_chi2``, that of
+        Δfᵀ Σ⁻¹ Δf / 3, which are 1 where the error bars have the size of the errors.
     """
     config = dataclasses.replace(config, beta=0.0)
     total = energy = per_atom = force = 0.0
+    energy_chi2 = forces_chi2 = 0.0
     n_atoms = 0
     for graph, labels in data.batches(range(len(data)), BATCH_SIZE):
         outputs = evaluate(potential, graph, stress, create_graph=False)
@@ -46,12 +50,19 @@ def validation_metrics(
         per_atom += float(((error / labels.n_atoms) ** 2).sum())
         force += float(((outputs.forces.detach() - labels.forces) ** 2).sum())
         n_atoms += len(labels.forces)
+        if outputs.energy_var is not None:
+            energy_chi2 += float((error**2 / outputs.energy_var.detach()).sum())
+        if outputs.forces_cov is not None:
+            residual = (outputs.forces - labels.forces).detach()
+            forces_chi2 += float(mahalanobis(residual, outputs.forces_cov.detach()).sum())
     return {
         "loss": total / len(data),
         "energy_mse": energy / len(data),
         "forces_mse": force / (3 * n_atoms),
         "energy_rmse_meV_per_atom": 1e3 * math.sqrt(per_atom / len(data)),
         "forces_rmse_meV_per_A": 1e3 * math.sqrt(force / (3 * n_atoms)),
+        "energy_chi2": energy_chi2 / len(data),
+        "forces_chi2": forces_chi2 / (3 * n_atoms),
     }
 
 
