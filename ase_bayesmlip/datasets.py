@@ -185,6 +185,7 @@ def _read_npz(path: Path, index: slice, unit: float) -> list[LabelledFrame]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             known = {name for names in NPZ_LAYOUTS.values() for name in names}
             content = {name: archive[name] for name in archive.files if name in known}
+            present = archive.files
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not a readable .npz file ({error})") from error
     for names in NPZ_LAYOUTS.values():
@@ -192,7 +193,7 @@ def _read_npz(path: Path, index: slice, unit: float) -> list[LabelledFrame]:
             break
     else:
         layouts = "; ".join(f"{k}: {', '.join(v)}" for k, v in NPZ_LAYOUTS.items())
-        raise DataError(f"{path} lacks arrays of a known layout ({layouts}); has {list(content)}")
+        raise DataError(f"{path} lacks arrays of a known layout ({layouts}); it has {present}")
     numbers, positions, energies, forces = (np.asarray(content[name]) for name in names)
     shape = (len(positions), len(numbers), 3)
     if positions.shape != shape or forces.shape != shape or energies.size != shape[0]:

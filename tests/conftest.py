@@ -11,6 +11,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.io import read
+from noise import wake_noise
 
 from ase_bayesmlip.calculator import BayesianCalculator
 from ase_bayesmlip.config import (
@@ -150,7 +151,9 @@ def _members(spec, references):
     elements = sorted(references)
     statistics = DataStatistics(elements, [references[z] for z in elements], 9.0, 0.2)
     members = [
-        build_potential(model, options["loss"], statistics, seed).eval().requires_grad_(False)
+        wake_noise(build_potential(model, options["loss"], statistics, seed), seed)
+        .eval()
+        .requires_grad_(False)
         for seed in range(options["members"])
     ]
     # As after training: weights carry no more digits than the precision they were trained in.

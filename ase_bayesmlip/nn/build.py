@@ -63,7 +63,8 @@ def build_potential(
         If the irreps do not suit the backbone or the covariance.
     """
     generator = torch.Generator().manual_seed(seed)
-    if loss_kind == "nll_jef" and model.covariance == "spd" and model.l_max < 2:
+    needs_2e = loss_kind == "nll_jef" and model.covariance == "spd"
+    if needs_2e and model.backbone == "race_plus" and model.l_max < 2:
         raise ValueError(
             f"covariance 'spd' is read from 2e features, which l_max = {model.l_max} cannot make; "
             "set model.l_max to 2 or more, or choose covariance 'iso'"

@@ -80,7 +80,7 @@ def test_forces_and_stress_by_finite_differences(request, calculator, structure,
 
     forces = atoms.get_forces()
     numerical = -derivative(energies(displaced(atoms, step)), step).reshape(-1, 3)
-    assert np.abs(forces).max() > 0.05
+    assert np.abs(forces).max() > 0.01
     assert np.abs(forces - numerical).max() < 1e-6
     assert np.abs(forces.sum(axis=0)).max() < 1e-9
     if structure == "small_cell":

@@ -310,7 +310,7 @@ def test_energies_and_their_moments_are_float64_in_a_float32_model(loaded, ethan
     prediction = loaded("ensemble", "float32").predict([graph_of(ethanol, 4.0)])
     for name in ("energy", "atomic_energies", "energy_var_epistemic", "energy_var_aleatoric"):
         assert getattr(prediction, name).dtype == torch.float64, name
-    assert prediction.forces.dtype == torch.float32
+    assert prediction.forces.dtype == torch.float64
 
 
 def test_predictions_of_both_precisions_agree(loaded, ethanol, strained_co2):

@@ -216,7 +216,7 @@ def test_broken_npz(tmp_path, changes, message):
 
 def test_npz_of_unknown_layout(tmp_path):
     np.savez(tmp_path / "a.npz", positions=np.zeros((1, 3)))
-    with pytest.raises(DataError, match=r"has positions; known layouts: rMD17: nuclear_charges"):
+    with pytest.raises(DataError, match=r"rMD17: nuclear_charges.*it has \['positions'\]"):
         read_frames(str(tmp_path / "a.npz"))
 
 
@@ -448,7 +448,7 @@ def test_references_from_a_file():
 def test_reference_file_of_molecules(tmp_path):
     frames = frames_with_energies(tmp_path, ["H2O"], [0.0])
     path = str(tmp_path / "frames.extxyz")
-    with pytest.raises(DataError, match=r"#0 has 3 atoms; expected isolated atoms"):
+    with pytest.raises(DataError, match="no reference energy for H, O"):
         reference_energies(DataConfig(train="", reference_energies=path), frames)
     with pytest.raises(FileNotFoundError, match="no data file"):
         reference_energies(DataConfig(train="", reference_energies="absent.xyz"), frames)

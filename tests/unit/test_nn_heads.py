@@ -9,6 +9,7 @@ from e3nn import o3
 from e3nn.io import CartesianTensor
 from hypothesis import given
 from hypothesis import strategies as st
+from noise import wake_readout
 
 from ase_bayesmlip.nn.angular import Irrep, SphericalHarmonics
 from ase_bayesmlip.nn.heads import (
@@ -229,7 +230,9 @@ def test_scales_are_kept_in_the_state(covariance):
 
 def make_readout(irreps, has_tensor):
     generator = torch.Generator().manual_seed(0)
-    return LayerReadout(irreps, 4, 8, 3, has_tensor, generator).double()
+    readout = LayerReadout(irreps, 4, 8, 3, has_tensor, generator).double()
+    wake_readout(readout, generator)
+    return readout
 
 
 def test_readout_sees_even_scalars_and_even_tensors_alone():

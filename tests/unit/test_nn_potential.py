@@ -7,6 +7,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
+from noise import wake_noise
 
 from ase_bayesmlip.config import LossConfig, ModelConfig
 from ase_bayesmlip.graph import batch_graphs, graph_to
@@ -49,8 +50,7 @@ def make_potential(case="plus", loss_kind="nll_jef", dtype=torch.float64, seed=0
     generator = torch.Generator().manual_seed(seed + 100)
     with torch.no_grad():
         potential.bias += 0.3 * torch.randn(potential.bias.shape, generator=generator).to(dtype)
-        for readout in potential.readouts:
-            readout.tensor_weight *= 5.0
+    wake_noise(potential, seed)
     potential.noise.set_scales(0.02, 0.05)
     return potential.requires_grad_(False)
 
