@@ -267,6 +267,9 @@ def _add_demo(commands: Any) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
+    import torch
+
     from ase_bayesmlip.demo import run_demo
 
+    torch.set_num_threads(1)  # nine atoms: more threads only wait for each other
     print(run_demo(arguments.out, progress=not arguments.quiet))
