@@ -20,9 +20,9 @@ data = files("ase_bayesmlip.data")
 folder = Path(tempfile.mkdtemp())
 rng = np.random.default_rng(0)
 
-atoms = read(str(data / "ethanol_ood_1200K.extxyz"), index=0)
+atoms = read(str(data / "ethanol_test.extxyz"), index=0)
 atoms.calc = BayesianCalculator(data / "ethanol_ensemble.pt")
-atoms.set_momenta(rng.normal(size=(9, 3)) * np.sqrt(atoms.get_masses() * units.kB * 1200)[:, None])
+atoms.set_momenta(rng.normal(size=(9, 3)) * np.sqrt(atoms.get_masses() * units.kB * 600)[:, None])
 
 dyn = Langevin(
     atoms,
@@ -42,7 +42,7 @@ monitor = UncertaintyMonitor(
     budget=5,
 )
 dyn.attach(monitor)
-dyn.run(200)
+dyn.run(300)
 
 print(f"{monitor.n_flagged} of {monitor.n_observed} frames above {monitor.threshold:.3f} eV/Å")
 for record in recalculate.records:
