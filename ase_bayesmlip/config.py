@@ -46,9 +46,8 @@ class KeysConfig:
 class DataConfig:
     """Where the labelled frames are.
 
-    A path may carry an ASE slice (``train.extxyz@0:450``) and environment variables
-    (``$DATA/train.extxyz``); several files are given as a list. Relative paths are relative to
-    the configuration file.
+    A path may carry an ASE slice and environment variables (``$DATA/train.extxyz@0:450``); several
+    files are given as a list. Relative paths are relative to the configuration file.
 
     Attributes
     ----------
@@ -95,6 +94,8 @@ class ModelConfig:
     readout_hidden : int
     covariance : "spd", "cholesky", "iso" or "none"
         Form of the aleatoric force covariance; "cholesky" is the published, frame-dependent one.
+    energy_noise : "sum" or "mean"
+        Energy variance Σ exp(s_i), or the published exp ⟨s_i⟩, which does not grow with size.
     """
 
     backbone: Literal["race", "race_plus"] = "race_plus"
@@ -107,6 +108,7 @@ class ModelConfig:
     radial_hidden: list[int] = field(default_factory=lambda: [64, 64])
     readout_hidden: int = 64
     covariance: Literal["spd", "cholesky", "iso", "none"] = "spd"
+    energy_noise: Literal["sum", "mean"] = "sum"
 
 
 @dataclass(frozen=True)
@@ -154,9 +156,8 @@ class TrainingConfig:
     warmup_steps : int
     ema_decay : float in [0, 1)
         True exponential moving average of the weights, used for evaluation and serving.
-    clip_norm : float
-        Global norm of the gradient.
-    weight_decay : float
+    clip_norm, weight_decay : float
+        Largest global norm of the gradient, and decay of the weights, of AdamW with AMSGrad.
     patience : int
         Evaluations without improvement before training stops early; 0 never stops early.
     evaluate_every : int

@@ -105,6 +105,7 @@ def build_potential(
         has_energy_noise=loss_kind != "mse",
         covariance=covariance,
         generator=generator,
+        energy_noise=model.energy_noise,
     )
     if statistics.mean_energies:
         start = torch.tensor(statistics.mean_energies, dtype=torch.float64) / statistics.force_rms

@@ -36,6 +36,8 @@ class Potential(nn.Module):
         Whether the energy log-variance is trained, and so reported.
     covariance : "spd", "cholesky", "iso" or "none"
         Form of the force covariance; "none" where it is not trained.
+    energy_noise : "sum" or "mean"
+        σ_E² = Σ_i exp(s_i), extensive, or the published exp(⟨s_i⟩), which is not.
     """
 
     scale: Tensor
@@ -57,6 +59,7 @@ class Potential(nn.Module):
         has_energy_noise: bool,
         covariance: str,
         generator: torch.Generator,
+        energy_noise: str = "sum",
     ) -> None:
         super().__init__()
         has_tensor = covariance == "spd"
@@ -68,6 +71,7 @@ class Potential(nn.Module):
         self.cutoff = cutoff
         self.has_energy_noise = has_energy_noise
         self.covariance = covariance
+        self.energy_noise = energy_noise
         n_scalars = 1 + int(has_energy_noise) + COVARIANCE_SCALARS[covariance]
         self.basis = RadialBasis(cutoff, n_radial, envelope_power)
         self.angular = SphericalHarmonics(l_max)
@@ -110,16 +114,30 @@ class Potential(nn.Module):
         n_layers = len(self.layers)
         # Energies add over layers; the variance channels are averaged, plus one bias per element.
         variance_channels = (noise / n_layers + species @ self.bias)[:, 1:]
-        energy_var, cov = self._noise(variance_channels, tensor / max(n_tensors, 1))
+        energy_var, cov = self._noise(variance_channels, tensor / max(n_tensors, 1), graph)
         return MemberOutput((self.scale * scalars[:, 0]).unsqueeze(0), energy_var, cov)
 
-    def _noise(self, channels: Tensor, tensor: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def _noise(
+        self, channels: Tensor, tensor: Tensor, graph: AtomicGraph
+    ) -> tuple[Tensor | None, Tensor | None]:
         energy_var: Tensor | None = None
         cov: Tensor | None = None
         first = 0
         if self.has_energy_noise:
-            energy_var = self.noise.energy_variance(channels[:, 0]).unsqueeze(0)
+            raw = channels[:, 0]
+            if self.energy_noise == "mean":
+                variance = self._shared_variance(raw, graph)
+            else:
+                variance = self.noise.energy_variance(raw)
+            energy_var = variance.unsqueeze(0)
             first = 1
         if self.covariance != "none":
             cov = self.noise.force_covariance(channels[:, first:], tensor).unsqueeze(0)
         return energy_var, cov
+
+    def _shared_variance(self, raw: Tensor, graph: AtomicGraph) -> Tensor:
+        """exp(⟨s_i⟩) of each structure, in equal shares for its atoms: (n_atoms,), eV²."""
+        zeros = torch.zeros(graph.n_graphs, dtype=raw.dtype, device=raw.device)
+        count = zeros.index_add(0, graph.batch, torch.ones_like(raw))
+        mean = zeros.index_add(0, graph.batch, raw) / count
+        return (self.noise.energy_variance(mean) / count).index_select(0, graph.batch)

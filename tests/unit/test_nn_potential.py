@@ -177,6 +177,23 @@ def test_cholesky_covariance_does_not_rotate(case):
 
 
 @BOTH
+def test_published_energy_variance_is_the_geometric_mean_and_does_not_grow(case):
+    summed, mean = make_potential(case), make_potential(case, energy_noise="mean")
+    for potential in (summed, mean):
+        for readout in potential.readouts:
+            readout.network.weights[-1][:, 1] *= 0.02  # below the damper, where it is exp itself
+    atoms = ethanol()
+    other = atoms.copy()
+    other.positions[:, 0] += 40.0
+    per_atom = summed(graph_of(atoms, CUTOFF)).atomic_energies_var[0]
+    shared = mean(graph_of(atoms, CUTOFF)).atomic_energies_var[0]
+    assert per_atom.std() > 0.01 * per_atom.mean()
+    torch.testing.assert_close(shared, (per_atom.log().mean().exp() / 9).expand(9))
+    twice = mean(graph_of(atoms + other, CUTOFF)).atomic_energies_var[0]
+    torch.testing.assert_close(twice.sum(), shared.sum())
+
+
+@BOTH
 def test_isotropic_covariance_is_a_multiple_of_the_identity(case):
     covariance = predict(make_potential(case, covariance="iso"), ethanol())["forces_cov"]
     expected = covariance[:, :1, :1] * np.eye(3)
@@ -448,7 +465,8 @@ def test_weights_follow_their_seed_and_not_the_global_generator():
 @BOTH
 @pytest.mark.parametrize("covariance", ["spd", "iso", "cholesky"])
 def test_scripted_potential_is_the_eager_one(case, covariance):
-    potential = make_potential(case, covariance=covariance)
+    energy_noise = "mean" if covariance == "cholesky" else "sum"
+    potential = make_potential(case, covariance=covariance, energy_noise=energy_noise)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         scripted = torch.jit.script(potential)
