@@ -63,19 +63,22 @@ def _train(arguments: argparse.Namespace) -> None:
     from ase_bayesmlip.posteriors.members import available_cores
     from ase_bayesmlip.serving.runtime import find_device
     from ase_bayesmlip.training.allocator import keep_freed_memory
+    from ase_bayesmlip.training.distributed import rank, world_size
 
     config = load_config(arguments.config)
     find_device(arguments.device)
     keep_freed_memory()
+    one_per_core = arguments.device == "cpu" and world_size() == 1
     POSTERIORS[config.posterior.kind].fit(
         config,
         arguments.out,
         resume=arguments.resume,
         device=arguments.device,
-        jobs=arguments.jobs or (available_cores() if arguments.device == "cpu" else 1),
+        jobs=arguments.jobs or (available_cores() if one_per_core else 1),
         progress=not arguments.quiet,
     )
-    print(f"trained; next: bayesmlip serve {arguments.out} -o model.pt")
+    if rank() == 0:
+        print(f"trained; next: bayesmlip serve {arguments.out} -o model.pt")
 
 
 def _add_serve(commands: Any) -> None:
@@ -273,3 +276,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)  # nine atoms: more threads only wait for each other
     print(run_demo(arguments.out, progress=not arguments.quiet))
+
+
+if __name__ == "__main__":  # for torchrun -m
+    sys.exit(main())

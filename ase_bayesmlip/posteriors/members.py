@@ -25,8 +25,9 @@ from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.strict import from_dict
 from ase_bayesmlip.training.allocator import keep_freed_memory
 from ase_bayesmlip.training.data import GraphDataset, TrainingData, load_training_data
-from ase_bayesmlip.training.loop import Trainer, differences, run_identity
-from ase_bayesmlip.training.state import load_state
+from ase_bayesmlip.training.distributed import barrier, process_group, rank, world_size
+from ase_bayesmlip.training.loop import Trainer
+from ase_bayesmlip.training.state import differences, load_state, run_identity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,21 +76,31 @@ def train_members(
 ) -> TrainedMembers:
     """Train `n_members` potentials from different seeds, one after another or in processes.
 
+    Under torchrun each is trained on all its processes, which must see the same folder.
+
     Raises
     ------
     FileExistsError
         If the folder holds a run and `resume` is not set.
     ValueError
-        If the data or the configuration differ from those of the run that is resumed.
+        If the data or the configuration differ from those of the run that is resumed, or if
+        `jobs` is more than 1 under torchrun.
     """
-    prepare_run(config, load_training_data(config), folder, resume)
-    arguments = [(config, folder, index, bootstrap, resume, device) for index in range(n_members)]
+    if world_size() > 1 and jobs > 1:
+        raise ValueError(
+            f"jobs is {jobs}, but under torchrun members are trained one after another, each on "
+            "all processes; leave it at 1"
+        )
     jobs = min(jobs, n_members)
-    if jobs > 1:
-        _train_in_processes(arguments, jobs, progress)
-    else:
-        for item in arguments:
-            train_member(*item, progress)
+    with process_group(device) as own:
+        prepare_run(config, load_training_data(config), folder, resume)
+        arguments = [(config, folder, index, bootstrap, resume, own) for index in range(n_members)]
+        if jobs > 1:
+            _train_in_processes(arguments, jobs, progress)
+        else:
+            for item in arguments:
+                train_member(*item, progress and rank() == 0)
+        barrier()  # the last checkpoint is rank 0's to write and everyone's to read
     return load_members(folder)
 
 
@@ -179,6 +190,9 @@ def prepare_run(config: Config, data: TrainingData, folder: Path, resume: bool) 
                 f"{folder} already holds a run; continue it with --resume, or train elsewhere"
             )
         _check_same_run(config, record, folder)
+    barrier()  # the others must not read what rank 0 is writing
+    if rank() > 0:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
     (folder / "config.yaml").write_text(text, encoding="utf-8")

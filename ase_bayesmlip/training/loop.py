@@ -8,24 +8,30 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ase_bayesmlip.config import Config, to_dict
+from ase_bayesmlip.config import Config
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.training.data import GraphDataset
+from ase_bayesmlip.training.distributed import of_first_rank, own_batches, rank, sum_over_ranks
 from ase_bayesmlip.training.loss import evaluate, loss
 from ase_bayesmlip.training.progress import METRICS_FILE, append_metrics, truncate_metrics
-from ase_bayesmlip.training.state import TrainingState, load_state, save_state
+from ase_bayesmlip.training.state import (
+    TrainingState,
+    differences,
+    load_state,
+    run_identity,
+    save_state,
+)
 from ase_bayesmlip.training.validation import other_weights, validation_metrics
 
 
 class Trainer:
-    """Train one potential in a folder of its own.
+    """Train one potential in a folder of its own, under torchrun on all its processes.
 
     Parameters
     ----------
@@ -68,10 +74,11 @@ class Trainer:
             amsgrad=True,
         )
         self.state = self._initial_state(shuffling_seed)
-        folder.mkdir(parents=True, exist_ok=True)
+        self.writes = rank() == 0
         if resume and (folder / "checkpoint.pt").exists():
             self._restore()
-        else:
+        elif self.writes:
+            folder.mkdir(parents=True, exist_ok=True)
             (folder / METRICS_FILE).unlink(missing_ok=True)
 
     def _initial_state(self, shuffling_seed: int) -> TrainingState:
@@ -108,7 +115,8 @@ class Trainer:
         for moments in self.optimizer.state.values():
             # A step counter on the GPU would cost a synchronisation per parameter and step.
             moments["step"] = moments["step"].cpu()
-        truncate_metrics(self.folder / METRICS_FILE, self.state.epoch)
+        if self.writes:
+            truncate_metrics(self.folder / METRICS_FILE, self.state.epoch)
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: value.detach() for name, value in self.potential.state_dict().items()}
@@ -165,22 +173,24 @@ class Trainer:
         return potential.eval().requires_grad_(False)
 
     def _epoch(self) -> float:
-        epoch = self.state.epoch
-        generator = np.random.default_rng([self.shuffling_seed, epoch])
-        order = generator.permutation(self.order)
+        phase, config = self.state.phase, self.config.loss
+        generator = np.random.default_rng([self.shuffling_seed, self.state.epoch])
+        order = generator.permutation(self.order).tolist()
         losses = []
         batch_size = self.config.training.batch_size
         n_batches = math.ceil(len(order) / batch_size)
-        for graph, labels in self.train_set.batches(order.tolist(), batch_size):
+        batches = own_batches(self.train_set, order, batch_size, phase, config)
+        for graph, labels, weighted in batches:
             rate = self._learning_rate(n_batches)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             outputs = evaluate(self.potential, graph, self.stress, create_graph=True)
-            value = loss(self.state.phase, self.config.loss, outputs, labels, graph, self.unit)
+            value = loss(phase, weighted, outputs, labels, graph, self.unit)
             self.optimizer.zero_grad(set_to_none=True)
             value.backward()
+            value = sum_over_ranks(value.detach(), self.potential)
             self._step(value)
-            losses.append(value.detach())
+            losses.append(value)
         return float(torch.stack(losses).mean())
 
     def _step(self, value: Tensor) -> None:
@@ -247,25 +257,21 @@ class Trainer:
         kind = self.config.loss.kind
         if kind not in ("nll_e", "nll_jef"):
             return
-        with other_weights(self.potential, self.state.best):
-            metrics = validation_metrics(
-                self.potential, self.valid_set, kind, self.config.loss, self.stress, self.unit
-            )
+        metrics = self._evaluate(self.state.best, kind)
         self.state.best["noise.energy_scale"] *= metrics["energy_chi2"]
         if kind == "nll_jef":
             self.state.best["noise.force_scale"] *= metrics["forces_chi2"]
 
     def _validate(self) -> dict[str, float]:
         """Loss and errors of the averaged weights on the validation structures."""
-        with other_weights(self.potential, self.state.average):
-            return validation_metrics(
-                self.potential,
-                self.valid_set,
-                self.state.phase,
-                self.config.loss,
-                self.stress,
-                self.unit,
+        return self._evaluate(self.state.average, self.state.phase)
+
+    def _evaluate(self, weights: dict[str, Tensor], kind: str) -> dict[str, float]:
+        with other_weights(self.potential, weights):
+            metrics = validation_metrics(
+                self.potential, self.valid_set, kind, self.config.loss, self.stress, self.unit
             )
+        return of_first_rank(metrics, self.potential.scale.device)
 
     def _keep_best(self, valid_loss: float) -> None:
         if not math.isfinite(valid_loss):
@@ -283,6 +289,8 @@ class Trainer:
         self.state.finished |= final and 0 < patience <= self.state.n_stale
 
     def _save(self) -> None:
+        if not self.writes:
+            return
         state = dataclasses.replace(
             self.state,
             model=self._weights(),
@@ -301,29 +309,5 @@ class Trainer:
             "valid_forces_rmse_meV_per_A": metrics["forces_rmse_meV_per_A"],
             "seconds": round(seconds, 2),
         }
-        append_metrics(self.folder / METRICS_FILE, row)
-
-
-def run_identity(config: Config) -> dict[str, Any]:
-    """What must not change between a run and its continuation.
-
-    Another patience continues a run; all else would make it a different one. Files may move: their
-    content is checked by the run.
-    """
-    identity = to_dict(config)
-    identity["training"].pop("patience")
-    for key in ("train", "valid", "calibration", "reference_energies"):
-        identity["data"].pop(key)
-    return identity
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
-    """Settings that differ, as 'path: old -> new'."""
-    found = []
-    for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, f"{path}{key}.")
-        elif a != b:
-            found.append(f"{path}{key}: {a} -> {b}")
-    return found
+        if self.writes:
+            append_metrics(self.folder / METRICS_FILE, row)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ase_bayesmlip.config import Config, to_dict
+
 CHECKPOINT_VERSION = 1
 
 
@@ -79,3 +81,28 @@ def load_state(path: Path, device: torch.device | str = "cpu") -> TrainingState:
     if not isinstance(content, dict) or content.pop("version", None) != CHECKPOINT_VERSION:
         raise ValueError(f"{path} is not a checkpoint of version {CHECKPOINT_VERSION}")
     return TrainingState(**content)
+
+
+def run_identity(config: Config) -> dict[str, Any]:
+    """What must not change between a run and its continuation.
+
+    Another patience continues a run; all else would make it a different one. Files may move: their
+    content is checked by the run.
+    """
+    identity = to_dict(config)
+    identity["training"].pop("patience")
+    for key in ("train", "valid", "calibration", "reference_energies"):
+        identity["data"].pop(key)
+    return identity
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
+    """Settings that differ, as 'path: old -> new'."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{path}{key}.")
+        elif a != b:
+            found.append(f"{path}{key}: {a} -> {b}")
+    return found
