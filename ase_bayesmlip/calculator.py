@@ -18,7 +18,8 @@ from ase.data import chemical_symbols
 from ase.outputs import Properties, all_outputs
 
 from ase_bayesmlip.card import ModelCard
-from ase_bayesmlip.neighbors import NeighborList, atomic_graph, complete_cell, neighbor_edges
+from ase_bayesmlip.graph import AtomicGraph
+from ase_bayesmlip.neighbors import NeighborList, atomic_graph, complete_cell
 from ase_bayesmlip.prediction import to_results
 from ase_bayesmlip.serving.runtime import LoadedModel, load_model
 
@@ -27,6 +28,9 @@ SPLIT = ["energy_var", "energies_var", "forces_cov"]
 FORCE_SPREAD = ["forces_var", "forces_uncertainty", "forces_std"]
 STRESS_SPREAD = ["stress_var", "stress_cov"]
 ENSEMBLE = ["energy_ensemble", "forces_ensemble", "stress_ensemble"]
+
+# What the model sees of a structure: no other change needs a new evaluation.
+SEEN = ["positions", "numbers", "cell", "pbc"]
 
 # Two atoms closer than this, Å, are taken for a mistake in the input: nuclei of a bond are never
 # so close, and no training set covers it.
@@ -44,6 +48,9 @@ class BayesianCalculator(Calculator):
         None is the CPU, or for a loaded model the device it is on.
     dtype : "float32", "float64" or None
         None takes the precision of the training. Use ``"float64"`` for long NVE runs.
+    backend : "auto", "torchscript" or "aoti"
+        "auto" takes the program compiled for this machine where the file has one, see
+        `load_model`; ``calc.model.backend`` says which it is.
     skin : float, Å
         Neighbours are searched again when an atom has moved by half of it.
     return_members : bool
@@ -63,9 +70,6 @@ class BayesianCalculator(Calculator):
     and drivers that ask for "all properties" keep working.
     """
 
-    # The model sees neither, so a change of them needs no new evaluation.
-    ignored_changes: set[str] = {"initial_charges", "initial_magmoms"}  # noqa: RUF012
-
     def __init__(
         self,
         model: str | Path | LoadedModel,
@@ -73,18 +77,24 @@ class BayesianCalculator(Calculator):
         dtype: str | None = None,
         skin: float = 0.5,
         return_members: bool = False,
+        backend: str = "auto",
     ) -> None:
         super().__init__()
         if isinstance(model, LoadedModel):
             elsewhere = device is not None and model.device != torch.device(device)
-            if elsewhere or dtype not in (None, model.dtype):
+            if (
+                elsewhere
+                or dtype not in (None, model.dtype)
+                or backend not in ("auto", model.backend)
+            ):
                 raise ValueError(
-                    f"the loaded model is on {model.device} in {model.dtype}; load it with the "
-                    "device and dtype you want, or give the path of the file"
+                    f"the loaded model is on {model.device} in {model.dtype} with backend "
+                    f"{model.backend}; load it with the device, dtype and backend you want, or "
+                    "give the path of the file"
                 )
             self.model = model
         else:
-            self.model = load_model(model, device or "cpu", dtype)
+            self.model = load_model(model, device or "cpu", dtype, backend)
         self.card: ModelCard = self.model.card
         self.return_members = return_members
         self._neighbors = NeighborList(self.card.cutoff, skin)
@@ -93,6 +103,7 @@ class BayesianCalculator(Calculator):
             model=self.model.path,
             device=str(self.model.device),
             dtype=self.model.dtype,
+            backend=self.model.backend,
             skin=skin,
             return_members=return_members,
         )
@@ -113,10 +124,7 @@ class BayesianCalculator(Calculator):
         """
         super().calculate(atoms, properties, system_changes)
         self.results = {}  # a structure that is refused must not keep the numbers of the last one
-        check_structure(self.atoms, self.card)
-        edges = self._neighbors(self.atoms)
-        check_distances(self.atoms, edges)
-        graph = atomic_graph(self.atoms, edges)
+        graph = self._checked_graph(self.atoms, self._neighbors)
         stress = self.atoms.cell.rank == 3
         prediction = self.model.predict([graph], stress=stress, members=self.return_members)
         self.results = to_results(prediction, [len(self.atoms)])[0]
@@ -141,7 +149,7 @@ class BayesianCalculator(Calculator):
         results: list[dict[str, Any]] = []
         for start in range(0, len(frames), batch_size):
             chunk = list(frames[start : start + batch_size])
-            graphs = [self._checked_graph(atoms, start + k) for k, atoms in enumerate(chunk)]
+            graphs = [self._numbered_graph(atoms, start + k) for k, atoms in enumerate(chunk)]
             stress = any(atoms.cell.rank == 3 for atoms in chunk)
             prediction = self.model.predict(graphs, stress=stress, members=self.return_members)
             found = to_results(prediction, [len(atoms) for atoms in chunk])
@@ -152,15 +160,28 @@ class BayesianCalculator(Calculator):
             results += found
         return results
 
-    def _checked_graph(self, atoms: Atoms, number: int) -> Any:
+    def _numbered_graph(self, atoms: Atoms, number: int) -> AtomicGraph:
         try:
-            check_structure(atoms, self.card)
-            cutoff = self.card.cutoff
-            edges = neighbor_edges(atoms.positions, complete_cell(atoms), atoms.pbc, cutoff)
-            check_distances(atoms, edges)
+            return self._checked_graph(atoms, NeighborList(self.card.cutoff, skin=0.0))
         except ValueError as error:
             raise ValueError(f"frame {number}: {error}") from error
-        return atomic_graph(atoms, edges)
+
+    def _checked_graph(self, atoms: Atoms, neighbors: NeighborList) -> AtomicGraph:
+        """What the model is asked about, or a `ValueError` if it cannot be asked."""
+        check_structure(atoms, self.card)
+        edge_index, edge_shift, squared_lengths = neighbors.measured(atoms)
+        check_distances(edge_index, squared_lengths)
+        return atomic_graph(atoms, (edge_index, edge_shift))
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """Which of `SEEN` changed since the last evaluation.
+
+        As ASE's own, which compares every array with a tolerance even where none has changed.
+        """
+        if self.atoms is None:
+            return list(all_changes)
+        pairs = {name: (getattr(self.atoms, name), getattr(atoms, name)) for name in SEEN}
+        return [name for name, (before, now) in pairs.items() if not _equal(before, now, tol)]
 
     def get_property(
         self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
@@ -242,42 +263,47 @@ def _yes(flag: bool) -> str:
     return "yes" if flag else "no"
 
 
+def _equal(before: Any, now: Any, tol: float) -> bool:
+    if np.array_equal(before, now):
+        return True
+    return np.shape(before) == np.shape(now) and np.allclose(before, now, rtol=0.0, atol=tol)
+
+
 def check_structure(atoms: Atoms, card: ModelCard) -> None:
     """Raise `ValueError` for a structure that the model cannot be asked about."""
     if len(atoms) == 0:
         raise ValueError("the structure has no atoms")
-    unknown = sorted({int(z) for z in atoms.numbers} - set(card.atomic_numbers))
+    unknown = sorted(set(atoms.numbers.tolist()) - set(card.atomic_numbers))
     if unknown:
         raise ValueError(
             f"the model does not know {', '.join(chemical_symbols[z] for z in unknown)}; it was "
             f"trained on {', '.join(chemical_symbols[z] for z in card.atomic_numbers)}"
         )
-    bad = np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))
-    if bad.size:
+    finite = np.isfinite(atoms.positions)
+    if not finite.all():
+        bad = np.flatnonzero(~finite.all(axis=1))
         raise ValueError(f"positions of atoms {bad[:10].tolist()} are not finite")
     if not np.isfinite(atoms.cell.array).all():
         raise ValueError("the cell is not finite")
-    volume = abs(np.linalg.det(complete_cell(atoms)))
-    if atoms.pbc.any() and (volume < 1e-6 or not _periodic_vectors_given(atoms)):
+    if atoms.pbc.any() and not _has_volume(atoms):
         raise ValueError(
             f"pbc is {atoms.pbc.tolist()}, but the cell has no volume along the periodic "
             f"directions: {atoms.cell.array.tolist()}; set atoms.cell or pbc=False"
         )
 
 
-def _periodic_vectors_given(atoms: Atoms) -> bool:
+def _has_volume(atoms: Atoms) -> bool:
     vectors = atoms.cell.array[atoms.pbc]
-    return bool(np.linalg.matrix_rank(vectors) == len(vectors))
+    volume = abs(np.linalg.det(complete_cell(atoms)))
+    return bool(volume >= 1e-6 and np.linalg.matrix_rank(vectors) == len(vectors))
 
 
-def check_distances(atoms: Atoms, edges: tuple[np.ndarray, np.ndarray]) -> None:
-    """Raise `ValueError` if two atoms overlap."""
-    (i, j), shift = edges
-    vectors = atoms.positions[j] - atoms.positions[i] + shift @ complete_cell(atoms)
-    squared = np.einsum("ec,ec->e", vectors, vectors)
-    if squared.size and squared.min() < MIN_DISTANCE**2:
-        k = int(squared.argmin())
+def check_distances(edge_index: np.ndarray, squared_lengths: np.ndarray) -> None:
+    """Raise `ValueError` if two atoms overlap; lengths are in Å."""
+    if squared_lengths.size and squared_lengths.min() < MIN_DISTANCE**2:
+        k = int(squared_lengths.argmin())
+        i, j = edge_index[:, k]
         raise ValueError(
-            f"atoms {i[k]} and {j[k]} overlap: they are {np.sqrt(squared[k]):.3f} Å apart (the "
+            f"atoms {i} and {j} overlap: they are {np.sqrt(squared_lengths[k]):.3f} Å apart (the "
             f"smallest distance allowed is {MIN_DISTANCE} Å)"
         )

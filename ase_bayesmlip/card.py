@@ -53,6 +53,10 @@ class ModelCard:
         The resolved training configuration.
     probe : dict
         A small structure with its expected energy, forces and variances: the self-test on load.
+    compiled : list of dict
+        Programs compiled for one machine each, kept beside the TorchScript program: ``device``,
+        ``dtype``, ``machine``, ``torch``, ``table_error`` of the radial tables and ``deviation``
+        of each field from the reference, both relative.
     versions : dict of str to str
     created : str
         ISO date and time.
@@ -77,6 +81,7 @@ class ModelCard:
     calibration: dict[str, Any] = dataclasses.field(default_factory=dict)
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     probe: dict[str, Any] = dataclasses.field(default_factory=dict)
+    compiled: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     created: str = ""
     format_version: int = FORMAT_VERSION

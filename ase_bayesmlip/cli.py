@@ -1,4 +1,4 @@
-"""The command ``bayesmlip``: train, serve, inspect, md, demo."""
+"""The command ``bayesmlip``: train, serve, compile, inspect, md, demo."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(commands)
     _add_serve(commands)
+    _add_compile(commands)
     _add_inspect(commands)
     _add_md(commands)
     _add_demo(commands)
@@ -88,6 +89,12 @@ def _add_serve(commands: Any) -> None:
     parser.add_argument("--samples", type=int, help="posterior samples (default: all members)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draw")
     parser.add_argument(
+        "--backend",
+        choices=["torchscript", "aoti"],
+        default="torchscript",
+        help="aoti: also compile the posterior for this machine (see `bayesmlip compile`)",
+    )
+    parser.add_argument(
         "--calibration",
         nargs="+",
         help="frames that fix the monitor's thresholds (default: data.calibration of the run)",
@@ -118,6 +125,8 @@ def _serve(arguments: argparse.Namespace) -> None:
     if frames and sha256(frames) in (state.record["train_sha256"], state.record["valid_sha256"]):
         raise ValueError(f"{paths} are the training or validation frames; give unseen ones")
     export_members(members, state.config, state.record, arguments.output)
+    if arguments.backend == "aoti":
+        _compile_file(arguments.output, "cpu", None)
     if frames and len(members) > 1:
         _calibrate(arguments.output, frames)
     elif not frames:
@@ -125,12 +134,41 @@ def _serve(arguments: argparse.Namespace) -> None:
     print(f"wrote {arguments.output}; look at it with: bayesmlip inspect {arguments.output}")
 
 
+def _add_compile(commands: Any) -> None:
+    parser = commands.add_parser(
+        "compile", help="add a program compiled for this machine to a served file"
+    )
+    parser.add_argument("model", type=Path, help="served file; rewritten in place")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", choices=["float32", "float64"])
+    parser.set_defaults(run=_compile)
+
+
+def _compile(arguments: argparse.Namespace) -> None:
+    _compile_file(arguments.model, arguments.device, arguments.dtype)
+
+
+def _compile_file(path: Path, device: str, dtype: str | None) -> None:
+    from ase_bayesmlip.serving.compiler import compile_served
+
+    print(f"compiling {path} for this machine (about a minute) ...", file=sys.stderr)
+    try:
+        card = compile_served(path, device, dtype)
+    except RuntimeError as error:
+        raise ValueError(f"{error}; {path} serves with TorchScript as before") from error
+    record = card.compiled[-1]
+    print(
+        f"compiled {path} for {record['device']} in {record['dtype']} in {record['seconds']:.0f} s;"
+        f" forces agree with the reference to {record['deviation']['forces']:.0e}, relative"
+    )
+
+
 def _calibrate(path: Path, labelled: list[Any]) -> None:
     """Score the calibration frames and keep the scores in the card."""
     from ase_bayesmlip.calculator import BayesianCalculator
     from ase_bayesmlip.datasets import sha256
     from ase_bayesmlip.md.scores import calibration_scores
-    from ase_bayesmlip.serving.export import replace_card
+    from ase_bayesmlip.serving.archive import replace_card
 
     calculator = BayesianCalculator(path)
     atoms = [frame.atoms for frame in labelled]
@@ -172,6 +210,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
             for z in card.atomic_numbers
         ),
         "trained in": card.dtype,
+        "compiled for": ", ".join(_machine(record) for record in card.compiled) or "nothing",
         "frames": f"{card.training.get('n_train', '?')} training, "
         f"{card.training.get('n_valid', '?')} validation",
         "data sha256": card.training.get("train_sha256", "?")[:16],
@@ -182,6 +221,14 @@ def _inspect(arguments: argparse.Namespace) -> None:
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"{name:>{width}}  {value}")
+
+
+def _machine(record: dict[str, Any]) -> str:
+    machine = record["machine"]
+    return (
+        f"{record['device']} in {record['dtype']} ({machine['system']} {machine['machine']}, torch "
+        f"{record['torch']}, table error {record['table_error']:.0e})"
+    )
 
 
 def _add_md(commands: Any) -> None:

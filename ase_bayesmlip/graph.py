@@ -37,6 +37,49 @@ class AtomicGraph(NamedTuple):
     n_graphs: int
 
 
+class DenseEdges(NamedTuple):
+    """Neighbours as a table with one row per atom; every edge is there in both directions.
+
+    Attributes
+    ----------
+    neighbor : Tensor of int64, (n_atoms, width)
+        Rows are filled from the left; places without a neighbour name the atom itself.
+    shift : Tensor, (n_atoms, width, 3)
+        See `AtomicGraph.edge_shift`.
+    n_neighbors : Tensor of int64, (n_atoms,)
+    """
+
+    neighbor: Tensor
+    shift: Tensor
+    n_neighbors: Tensor
+
+
+def dense_edges(graph: AtomicGraph, min_width: int = 2) -> DenseEdges:
+    """The edges of a graph as a table.
+
+    Parameters
+    ----------
+    min_width : int
+        Least number of columns: compiled programs treat sizes 0 and 1 as special.
+    """
+    centre, neighbour = graph.edge_index[0], graph.edge_index[1]
+    shift = graph.edge_shift
+    if bool((centre[1:] < centre[:-1]).any()):
+        order = torch.argsort(centre, stable=True)
+        centre, neighbour, shift = centre[order], neighbour[order], shift[order]
+    n_atoms = graph.positions.shape[0]
+    count = torch.bincount(centre, minlength=n_atoms)
+    width = max(int(count.max()), min_width)
+    first = torch.cumsum(count, 0) - count
+    own = torch.arange(n_atoms, device=centre.device)
+    table = own.unsqueeze(1).repeat(1, width)
+    shifts = graph.edge_shift.new_zeros((n_atoms, width, 3))
+    column = torch.arange(centre.shape[0], device=centre.device) - first[centre]
+    table[centre, column] = neighbour
+    shifts[centre, column] = shift
+    return DenseEdges(table, shifts, count)
+
+
 def edge_vectors(graph: AtomicGraph) -> Tensor:
     """Vectors from each centre to its neighbour: r_ij = R_j - R_i + S_ij · cell.
 

@@ -103,7 +103,7 @@ def to_results(prediction: Prediction, n_atoms: list[int]) -> list[dict[str, Any
         Fresh float64 arrays and Python floats.
     """
     fields = {
-        name: None if value is None else value.detach().to("cpu", torch.float64).numpy()
+        name: None if value is None else value.numpy(force=True)
         for name, value in prediction._asdict().items()
     }
     results = []
@@ -120,7 +120,7 @@ def _one_structure(
 ) -> dict[str, Any]:
     def take(name: str, selection: Any) -> np.ndarray | None:
         value = fields[name]
-        return None if value is None else np.array(value[selection])
+        return None if value is None else np.array(value[selection], dtype=np.float64)
 
     energy = float(fields["energy"][index])  # type: ignore[index]
     results: dict[str, Any] = {

@@ -11,7 +11,7 @@ PACKAGE = "ase_bayesmlip"
 # Imports point down: a module sees its own layer and those below.
 LAYERS = [
     {"_version", "graph", "prediction", "card", "config", "strict"},
-    {"neighbors", "statistics", "metrics", "nn"},
+    {"native", "neighbors", "statistics", "metrics", "nn"},
     {"datasets", "training", "calibration"},
     {"posteriors", "serving"},
     {"calculator", "md", "active"},
@@ -36,9 +36,7 @@ MAX_BODY_LINES = 50
 
 # Longer than the limit, and better so: name -> the reason in one line.
 LONG_MODULES: dict[str, str] = {}
-LONG_FUNCTIONS = {
-    "serving/export.py:mix": "TorchScript needs each optional field declared where it is assigned",
-}
+LONG_FUNCTIONS: dict[str, str] = {}
 
 MODULES = sorted(ROOT.rglob("*.py"))
 NAMES = [path.relative_to(ROOT).as_posix() for path in MODULES]

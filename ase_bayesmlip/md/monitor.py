@@ -22,8 +22,8 @@ from ase_bayesmlip.md.events import (
 from ase_bayesmlip.md.integrators import observed_structure, time_step_fs
 from ase_bayesmlip.md.scores import Score, ScoreFunction, evaluate_score, find_score
 from ase_bayesmlip.md.threshold import (
+    ContactWatch,
     Trigger,
-    close_contact,
     find_threshold,
     unphysical_results,
 )
@@ -143,6 +143,7 @@ class UncertaintyMonitor:
         self.on_budget = on_budget
         self.upper_limit = upper_limit
         self.min_distance_ratio = min_distance_ratio
+        self._contact_watch = ContactWatch()
         self.n_worst = n_worst
         self.events: deque[Event] = deque(maxlen=keep_events)
         self.n_events = 0
@@ -218,7 +219,7 @@ class UncertaintyMonitor:
                 f"{self.upper_limit:.4g}"
             )
         if self.min_distance_ratio is not None:
-            return score, close_contact(self.atoms, self.min_distance_ratio)
+            return score, self._contact_watch(self.atoms, self.min_distance_ratio)
         return score, ""
 
     def _time_fs(self) -> float | None:

@@ -14,6 +14,9 @@ from ase.neighborlist import neighbor_list
 # Above this size the neighbour list is cheaper than all pairs.
 _ALL_PAIRS_LIMIT = 300
 
+# Pairs that may come into contact are searched again when an atom has moved by half of this, Å.
+_CONTACT_SKIN = 2.0
+
 
 def false_alarm_threshold(calibration_scores: Sequence[float] | np.ndarray, rate: float) -> float:
     """Threshold that frames like the calibration frames exceed at most at the given rate.
@@ -200,3 +203,30 @@ def close_contact(atoms: Atoms, ratio: float) -> str:
         f"atoms {i} ({symbols[i]}) and {j} ({symbols[j]}) are {distances[nearest]:.3f} Å apart, "
         f"below {ratio:g} of the sum of their covalent radii"
     )
+
+
+class ContactWatch:
+    """`close_contact` for a structure that moves a little from call to call.
+
+    Pairs within reach are kept from one search to the next, and a frame in which none of them is
+    in contact costs next to nothing; any other is left to `close_contact`.
+    """
+
+    def __init__(self) -> None:
+        self._neighbors: Any = None
+
+    def __call__(self, atoms: Atoms, ratio: float) -> str:
+        """What `close_contact` says."""
+        return close_contact(atoms, ratio) if self._suspects(atoms, ratio) else ""
+
+    def _suspects(self, atoms: Atoms, ratio: float) -> bool:
+        # The margin leaves pairs at the very limit to `close_contact`.
+        radii = (1 + 1e-9) * ratio * covalent_radii[atoms.numbers]
+        reach = max(2 * radii.max(initial=0.0), 0.1)
+        if self._neighbors is None or self._neighbors.cutoff < reach:
+            # Not at the top: it brings torch, which reading a log does not need.
+            from ase_bayesmlip.neighbors import NeighborList
+
+            self._neighbors = NeighborList(reach, _CONTACT_SKIN)
+        (first, second), _, squared = self._neighbors.measured(atoms)
+        return bool((squared < (radii[first] + radii[second]) ** 2).any())

@@ -121,6 +121,7 @@ class SphericalHarmonics(nn.Module):
 
     def __init__(self, l_max: int) -> None:
         super().__init__()
+        self.l_max = l_max
         self.harmonics = o3.SphericalHarmonics(
             list(range(l_max + 1)), normalize=False, normalization="component"
         )

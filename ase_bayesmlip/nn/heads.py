@@ -161,6 +161,28 @@ def cholesky_covariance(q: Tensor) -> Tensor:
     return torch.bmm(factor, factor.transpose(1, 2))
 
 
+def energy_variance(raw: Tensor, scale: Tensor) -> Tensor:
+    """Raw log-variance to eV², in units of `scale`."""
+    return scale * torch.exp(linear_tanh(raw))
+
+
+def force_covariance(kind: str, raw: Tensor, tensor: Tensor, scale: Tensor) -> Tensor:
+    """Raw scalars (n, k) and tensor (n, 5) to (n, 3, 3), (eV/Å)².
+
+    Parameters
+    ----------
+    kind : "spd", "cholesky" or "iso"
+    scale : Tensor, () or (n, 1, 1), (eV/Å)²
+    """
+    if kind == "spd":
+        return scale * spd_covariance(raw[:, 0], tensor)
+    identity = torch.eye(3, dtype=raw.dtype, device=raw.device)
+    if kind == "cholesky":
+        # The published floor, 1e-3 (eV/Å)²; the other forms have none.
+        return scale * cholesky_covariance(raw) + 1e-3 * identity
+    return scale * torch.exp(linear_tanh(raw[:, 0])).view(-1, 1, 1) * identity
+
+
 class NoiseHeads(nn.Module):
     """Raw variance channels to the aleatoric variance of energies and covariance of forces.
 
@@ -188,15 +210,8 @@ class NoiseHeads(nn.Module):
 
     def energy_variance(self, raw: Tensor) -> Tensor:
         """(n,) raw log-variance to (n,) eV²."""
-        return self.energy_scale * torch.exp(linear_tanh(raw))
+        return energy_variance(raw, self.energy_scale)
 
     def force_covariance(self, raw: Tensor, tensor: Tensor) -> Tensor:
         """(n, k) raw scalars and (n, 5) tensor to (n, 3, 3), (eV/Å)²."""
-        if self.covariance == "spd":
-            return self.force_scale * spd_covariance(raw[:, 0], tensor)
-        identity = torch.eye(3, dtype=raw.dtype, device=raw.device)
-        if self.covariance == "cholesky":
-            # The published floor, 1e-3 (eV/Å)²; the other forms have none.
-            return self.force_scale * cholesky_covariance(raw) + 1e-3 * identity
-        variance = self.force_scale * torch.exp(linear_tanh(raw[:, 0]))
-        return variance.view(-1, 1, 1) * identity
+        return force_covariance(self.covariance, raw, tensor, self.force_scale)

@@ -154,6 +154,8 @@ class Convolution(nn.Module):
         matrices, columns, self.block_dims, self.block_rows = _edge_couplings(
             irreps_in, harmonics, irreps_out, paths
         )
+        self.irreps_in, self.harmonics, self.irreps_out = irreps_in, harmonics, irreps_out
+        self.paths = paths
         self.channels = channels
         self.n_paths = len(paths)
         self.normalisation = 1.0 / avg_n_neighbors
@@ -273,6 +275,8 @@ class ChannelProduct(nn.Module):
             ).permute(2, 0, 1)
             blocks.append(block.flatten(1))
             columns += [(out_slices[path.out].start + m, number) for m in range(out.dim)]
+        self.irreps_left, self.irreps_right = irreps_left, irreps_right
+        self.irreps_out, self.paths = irreps_out, paths
         self.register_buffer("coupling", torch.cat(blocks), persistent=False)
         self.mix = PathLinear(paths, columns, irreps_out, channels, generator)
 

@@ -68,6 +68,7 @@ class Skip(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
+        self.irreps_in, self.irreps_out = irreps_in, irreps_out
         shared = [irrep for irrep in irreps_out if irrep in irreps_in]
         self.linear = SpeciesLinear(shared, n_species, channels, channels, generator)
         self.register_buffer("take", component_positions(shared, irreps_in), persistent=False)

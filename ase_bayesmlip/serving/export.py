@@ -1,10 +1,7 @@
 """From posterior samples to one TorchScript file.
 
-`ServedModel` mixes concrete potentials by the law of total variance,
-
-    mean = ⟨μ_s⟩,   Σ_epistemic = cov_s(μ_s) (divided by S - 1),   Σ_aleatoric = ⟨Σ_s⟩,
-
-and does not know how the samples were obtained.
+`ServedModel` mixes concrete potentials by the law of total variance (`mixture`) and does not know
+how the samples were obtained.
 """
 
 import copy
@@ -24,18 +21,17 @@ from ase_bayesmlip.graph import AtomicGraph
 from ase_bayesmlip.nn.derivatives import (
     gradients,
     stress_from_strain_gradient,
-    sum_by_graph,
     with_derivative_inputs,
 )
 from ase_bayesmlip.nn.potential import MAX_ATOMIC_NUMBER, Potential
-from ase_bayesmlip.prediction import Prediction, to_voigt
+from ase_bayesmlip.prediction import Prediction
+from ase_bayesmlip.serving.archive import quiet_torchscript, write_served
+from ase_bayesmlip.serving.mixture import mix
 from ase_bayesmlip.serving.runtime import (
     DTYPES,
     expected_numbers,
     probe_graph,
-    quiet_torchscript,
 )
-from ase_bayesmlip.statistics import sample_covariance, sample_variance
 
 
 class ServedModel(nn.Module):
@@ -91,70 +87,24 @@ class ServedModel(nn.Module):
                 energy_noise.append(variance.detach().mean(dim=0).to(torch.float64))
             if covariance is not None:
                 force_noise.append(covariance.detach().mean(dim=0).to(torch.float64))
-        return self.mix(graph, energies, forces, stresses, energy_noise, force_noise, members)
-
-    def mix(
-        self,
-        graph: AtomicGraph,
-        energies: list[Tensor],
-        forces: list[Tensor],
-        stresses: list[Tensor],
-        energy_noise: list[Tensor],
-        force_noise: list[Tensor],
-        members: bool,
-    ) -> Prediction:
-        """Moments of the mixture from what each sample says."""
-        reference = self.reference_energies.index_select(0, graph.atomic_numbers)
-        atomic = torch.stack(energies)
-        total = sum_by_graph(atomic, graph.batch, graph.n_graphs)
-        offset = sum_by_graph(reference, graph.batch, graph.n_graphs)
-        force = torch.stack(forces)
-        stress: Tensor | None = None
-        stress_cov: Tensor | None = None
-        stress_members: Tensor | None = None
-        energy_epistemic: Tensor | None = None
-        atomic_epistemic: Tensor | None = None
-        force_epistemic: Tensor | None = None
-        energy_aleatoric: Tensor | None = None
-        atomic_aleatoric: Tensor | None = None
-        force_aleatoric: Tensor | None = None
-        n_samples = atomic.shape[0]
-        if n_samples > 1:
-            energy_epistemic = sample_variance(total)
-            atomic_epistemic = sample_variance(atomic)
-            force_epistemic = sample_covariance(force)
+        all_stresses: Tensor | None = None
+        atomic_noise: Tensor | None = None
+        mean_force_noise: Tensor | None = None
         if len(stresses) > 0:
             all_stresses = torch.stack(stresses)
-            stress = all_stresses.mean(dim=0)
-            if n_samples > 1:
-                stress_cov = sample_covariance(to_voigt(all_stresses))
-            if members:
-                stress_members = all_stresses
         if len(energy_noise) > 0:
-            noise = torch.stack(energy_noise).mean(dim=0)
-            atomic_aleatoric = noise
-            energy_aleatoric = sum_by_graph(noise, graph.batch, graph.n_graphs)
+            atomic_noise = torch.stack(energy_noise).mean(dim=0)
         if len(force_noise) > 0:
-            force_aleatoric = torch.stack(force_noise).mean(dim=0)
-        energy_members: Tensor | None = None
-        force_members: Tensor | None = None
-        if members:
-            energy_members, force_members = total + offset, force
-        return Prediction(
-            energy=total.mean(dim=0) + offset,
-            atomic_energies=atomic.mean(dim=0) + reference,
-            forces=force.mean(dim=0),
-            stress=stress,
-            energy_var_epistemic=energy_epistemic,
-            energy_var_aleatoric=energy_aleatoric,
-            atomic_energies_var_epistemic=atomic_epistemic,
-            atomic_energies_var_aleatoric=atomic_aleatoric,
-            forces_cov_epistemic=force_epistemic,
-            forces_cov_aleatoric=force_aleatoric,
-            stress_cov_epistemic=stress_cov,
-            energy_members=energy_members,
-            forces_members=force_members,
-            stress_members=stress_members,
+            mean_force_noise = torch.stack(force_noise).mean(dim=0)
+        return mix(
+            graph,
+            self.reference_energies,
+            torch.stack(energies),
+            torch.stack(forces),
+            all_stresses,
+            atomic_noise,
+            mean_force_noise,
+            members,
         )
 
 
@@ -244,21 +194,4 @@ def save_served(model: ServedModel, card: ModelCard, path: Path) -> None:
         parameter.data = parameter.data.to(DTYPES[card.dtype])
     with quiet_torchscript():
         scripted = torch.jit.script(model)
-        _write(scripted, card, path)
-
-
-def replace_card(path: Path, card: ModelCard) -> None:
-    """Write a served file again with another card, its program unchanged."""
-    with quiet_torchscript():
-        _write(torch.jit.load(path, map_location="cpu"), card, path)
-
-
-def _write(scripted: torch.jit.ScriptModule, card: ModelCard, path: Path) -> None:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        torch.jit.save(scripted, str(temporary), _extra_files={"model_card.json": card.to_json()})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_served(scripted, card, path)

@@ -1,11 +1,9 @@
-"""Load a served file and run it: device, dtype, freezing, and the self-test."""
+"""Load a served file and run it: device, dtype, backend, freezing, and the self-test."""
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +15,17 @@ from ase_bayesmlip.card import ModelCard, read_card
 from ase_bayesmlip.graph import AtomicGraph, batch_graphs
 from ase_bayesmlip.neighbors import graph_of
 from ase_bayesmlip.prediction import Prediction
+from ase_bayesmlip.serving.archive import folder_of, quiet_torchscript, read_compiled
+from ase_bayesmlip.serving.compiled import CompiledProgram, obstacle
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+BACKENDS = ("auto", "torchscript", "aoti")
 
 # Largest deviation of the self-test, relative to the size of what is compared.
 PROBE_TOLERANCE = {"float32": 1e-3, "float64": 1e-7}
 
 # Relative error of one member's energies and forces that a spread of members may show.
 MEMBER_ERROR = {"float32": 1e-5, "float64": 1e-12}
-
-
-@contextmanager
-def quiet_torchscript() -> Iterator[None]:
-    """Silence torch's notice that TorchScript is deprecated: the user cannot act on it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r".*torch\.jit\.", DeprecationWarning)
-        yield
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +39,8 @@ class LoadedModel:
     device : torch.device
     dtype : str
     path : str
+    program : CompiledProgram or None
+        Takes the place of the module where it can.
     """
 
     module: Any
@@ -53,6 +48,12 @@ class LoadedModel:
     device: torch.device
     dtype: str
     path: str
+    program: CompiledProgram | None = None
+
+    @property
+    def backend(self) -> str:
+        """What evaluates structures: "aoti" or "torchscript"."""
+        return "torchscript" if self.program is None else "aoti"
 
     def predict(
         self, graphs: list[AtomicGraph], stress: bool = False, members: bool = False
@@ -61,8 +62,12 @@ class LoadedModel:
 
         Works inside ``torch.inference_mode`` and ``torch.no_grad`` too: forces need gradients.
         """
+        batch = batch_graphs(graphs)
+        # Compiled programs leave out the special cases of a single atom.
+        if self.program is not None and len(batch.positions) > 1:
+            return self.program(batch, stress, members)
         with torch.inference_mode(False), torch.enable_grad():
-            graph = _prepared(batch_graphs(graphs), self.device)
+            graph = _prepared(batch, self.device)
             prediction = self.module(graph, stress, members)
         # Freezing drops the program's own detach(), and with it the end of the autograd graph.
         detached = (None if value is None else value.detach() for value in prediction)
@@ -87,7 +92,10 @@ def _prepared(graph: AtomicGraph, device: torch.device) -> AtomicGraph:
 
 
 def load_model(
-    path: str | Path, device: str | torch.device = "cpu", dtype: str | None = None
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: str | None = None,
+    backend: str = "auto",
 ) -> LoadedModel:
     """Load a served file, move it to a device and check that it still gives its own numbers.
 
@@ -97,14 +105,20 @@ def load_model(
     device : str or torch.device
     dtype : "float32", "float64" or None
         None takes the precision of the training; reductions are in float64 either way.
+    backend : "auto", "torchscript" or "aoti"
+        "auto" takes the program compiled for this machine, device and dtype where the file has
+        one. A compiled program that cannot run here, or is missing though "aoti" was asked for,
+        gives way to TorchScript with one warning.
 
     Raises
     ------
     FileNotFoundError
     ValueError
-        If the file is not ours, cut short, or of a newer format; if the device or dtype is
-        unknown or absent; if the probe structure gives other numbers than when it was saved.
+        If the file is not ours, cut short, or of a newer format; if the device, dtype or backend
+        is unknown or absent; if the probe structure gives other numbers than when it was saved.
     """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} is unknown; choose {', '.join(BACKENDS)}")
     card = read_card(path)
     dtype = card.dtype if dtype is None else str(dtype).removeprefix("torch.")
     if dtype not in DTYPES:
@@ -121,9 +135,42 @@ def load_model(
     _cast(module, DTYPES[dtype])
     with quiet_torchscript():
         module = torch.jit.freeze(module.to(target).eval())
-    model = LoadedModel(module, card, target, dtype, str(path))
+    program = None if backend == "torchscript" else _compiled_program(path, card, target, dtype)
+    if program is None and backend == "aoti" and not _records(card, target, dtype):
+        warnings.warn(
+            f"{path} has no program compiled for {target.type} in {dtype}; TorchScript is used. "
+            f"Compile one with: bayesmlip compile {path}",
+            stacklevel=2,
+        )
+    model = LoadedModel(module, card, target, dtype, str(path), program)
     _self_test(model)
     return model
+
+
+def _records(card: ModelCard, device: torch.device, dtype: str) -> list[dict[str, Any]]:
+    return [r for r in card.compiled if (r["device"], r["dtype"]) == (device.type, dtype)]
+
+
+def _compiled_program(
+    path: str | Path, card: ModelCard, device: torch.device, dtype: str
+) -> CompiledProgram | None:
+    """The program of the file for this device and dtype; None, with a warning, if it fails."""
+    for record in _records(card, device, dtype):
+        problem = obstacle(record, device)
+        if problem is None:
+            folder = folder_of(record)
+            content = read_compiled(Path(path), [record])
+            files = {name.removeprefix(folder): data for name, data in content.items()}
+            try:
+                return CompiledProgram(record, files, device)
+            except (RuntimeError, OSError) as error:
+                problem = str(error)
+        warnings.warn(
+            f"the compiled program in {path} cannot run here ({problem}); TorchScript is used. "
+            f"Compile it again with: bayesmlip compile {path}",
+            stacklevel=3,
+        )
+    return None
 
 
 def find_device(device: str | torch.device) -> torch.device:
@@ -206,10 +253,13 @@ def _allowed_deviations(model: LoadedModel) -> dict[str, float]:
     expected = {name: np.abs(np.asarray(value)) for name, value in probe["expected"].items()}
     interaction = np.abs(np.asarray(probe["expected"]["energy"]) - offset).max()
     scales = {"energy": interaction, "forces": expected["forces"].max()}
+    # What a compiled program was off by when it was compiled, and a little more.
+    measured = {} if model.program is None else model.program.record["deviation"]
     allowed = {}
     for name, size in expected.items():
         largest = interaction if name == "energy" else size.max()
-        allowed[name] = PROBE_TOLERANCE[model.dtype] * max(largest, 1e-6)
+        tolerance = max(PROBE_TOLERANCE[model.dtype], 2.0 * measured.get(name, 0.0))
+        allowed[name] = tolerance * max(largest, 1e-6)
         if name.endswith("epistemic"):
             rounding = MEMBER_ERROR[model.dtype] * scales[name.split("_")[0]]
             allowed[name] += rounding * (2.0 * np.sqrt(largest) + rounding)

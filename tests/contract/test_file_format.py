@@ -15,7 +15,7 @@ from ase import Atoms
 
 from ase_bayesmlip.card import CARD_NAME, FORMAT_VERSION, ModelCard, read_card
 from ase_bayesmlip.cli import main
-from ase_bayesmlip.serving.export import replace_card
+from ase_bayesmlip.serving.archive import replace_card
 from ase_bayesmlip.serving.runtime import load_model, quiet_torchscript
 from ase_bayesmlip.testing import graph_of
 

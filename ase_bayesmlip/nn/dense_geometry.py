@@ -1,0 +1,130 @@
+"""Geometry of a dense table of neighbours, and forces from what members say about it.
+
+Members share one geometry. Each returns the derivatives of its energy by harmonics and distances;
+the chain rule from those to positions is the same linear map for all of them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ase_bayesmlip.graph import DenseEdges
+from ase_bayesmlip.nn.angular import Irrep, SphericalHarmonics, coupling, edge_irreps
+
+
+class DenseGeometry(nn.Module):
+    """Harmonics and distances of all neighbours, and the way back.
+
+    Parameters
+    ----------
+    cutoff : float, Å
+    l_max : int
+    """
+
+    degrees: Tensor
+    slopes: Tensor
+
+    def __init__(self, cutoff: float, l_max: int) -> None:
+        super().__init__()
+        self.cutoff = cutoff
+        self.angular = SphericalHarmonics(l_max)
+        degrees = [irrep.degree for irrep in edge_irreps(l_max) for _ in range(irrep.dim)]
+        self.register_buffer("degrees", torch.tensor(degrees, dtype=torch.float64))
+        self.register_buffer("slopes", _solid_slopes(l_max, self.angular))
+
+    def forward(
+        self, positions: Tensor, cell: Tensor, batch: Tensor, edges: DenseEdges
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Vectors to all neighbours; places without a neighbour lie at the cutoff.
+
+        Returns
+        -------
+        vectors : Tensor, (n_atoms, width, 3), Å, in the precision of the positions
+        harmonics : Tensor, (n_atoms, width, (l_max + 1)²)
+        distances : Tensor, (n_atoms, width), Å
+            Both in the precision of the module.
+        """
+        n_atoms, width = edges.neighbor.shape
+        vectors = positions[edges.neighbor] - positions.unsqueeze(1)
+        vectors = vectors + torch.bmm(edges.shift, cell.index_select(0, batch))
+        place = torch.arange(width, device=positions.device)
+        present = place.unsqueeze(0) < edges.n_neighbors.unsqueeze(1)
+        absent = torch.full_like(vectors, self.cutoff)
+        vectors = torch.where(present.unsqueeze(2), vectors, absent)
+        rounded = vectors.to(self.degrees.dtype)
+        distances = torch.sqrt((rounded * rounded).sum(dim=2))
+        units = (rounded / distances.unsqueeze(2)).view(-1, 3)
+        return vectors, self.angular(units).view(n_atoms, width, -1), distances
+
+    def edge_gradients(
+        self,
+        vectors: Tensor,
+        harmonics: Tensor,
+        distances: Tensor,
+        by_harmonics: Tensor,
+        by_distances: Tensor,
+    ) -> Tensor:
+        """Chain rule to the vectors: (members, n_atoms, width, 3), eV/Å.
+
+        With solid harmonics S_lm(r) = rˡ Y_lm(r/r), whose slopes are harmonics of degree l - 1,
+
+            ∂Y_lm/∂r_a = (1/r) [(∂_a S_lm)(r/r) - l (r_a/r) Y_lm].
+        """
+        unit = vectors.to(distances.dtype) / distances.unsqueeze(2)
+        inverse = 1.0 / distances.unsqueeze(2)
+        radial = by_distances - ((by_harmonics * (self.degrees * harmonics)) * inverse).sum(dim=3)
+        slopes = torch.stack([harmonics @ self.slopes[a] for a in range(3)], dim=3)
+        members, n_atoms, width, n_harmonics = by_harmonics.shape
+        # One small product per edge, (members, harmonics) x (harmonics, 3).
+        turned = torch.bmm(
+            by_harmonics.permute(1, 2, 0, 3).reshape(n_atoms * width, members, n_harmonics),
+            (slopes * inverse.unsqueeze(3)).view(n_atoms * width, n_harmonics, 3),
+        )
+        turned = turned.view(n_atoms, width, members, 3).permute(2, 0, 1, 3)
+        return turned + radial.unsqueeze(3) * unit
+
+
+def forces_from_edges(gradients: Tensor, edges: DenseEdges) -> Tensor:
+    """F_i = Σ_j (∂E/∂r_ij - ∂E/∂r_ji): (members, n_atoms, 3)."""
+    members, n_atoms, width, _ = gradients.shape
+    pulled = gradients.sum(dim=2)
+    received = gradients.permute(1, 2, 0, 3).reshape(n_atoms * width, members * 3)
+    zeros = received.new_zeros((n_atoms, members * 3))
+    pushed = zeros.index_add(0, edges.neighbor.view(-1), received)
+    return pulled - pushed.view(n_atoms, members, 3).transpose(0, 1)
+
+
+def virial_from_edges(gradients: Tensor, vectors: Tensor, batch: Tensor, n_graphs: int) -> Tensor:
+    """dE/dε = Σ r_a ∂E/∂r_b, symmetric: (members, n_graphs, 3, 3), eV, in float64."""
+    members, n_atoms, width, _ = gradients.shape
+    right = gradients.to(torch.float64).permute(1, 2, 0, 3).reshape(n_atoms, width, members * 3)
+    per_atom = torch.bmm(vectors.to(torch.float64).transpose(1, 2), right)
+    zeros = per_atom.new_zeros((n_graphs, 3, members * 3))
+    virial = zeros.index_add(0, batch, per_atom).view(n_graphs, 3, members, 3)
+    virial = virial.permute(2, 0, 1, 3)
+    return 0.5 * (virial + virial.transpose(2, 3))
+
+
+def _solid_slopes(l_max: int, angular: SphericalHarmonics) -> Tensor:
+    """Matrices with ∂_a S = S · slopes[a]: (3, (l_max + 1)², (l_max + 1)²), float64.
+
+    A slope of a solid harmonic of degree l is a combination of those of degree l - 1 with
+    Clebsch-Gordan coefficients. Their factor is fixed by Euler's theorem, r · ∇S_lm = l S_lm.
+    """
+    size = (l_max + 1) ** 2
+    slopes = torch.zeros(3, size, size, dtype=torch.float64)
+    direction = torch.nn.functional.normalize(
+        torch.tensor([[0.3, -0.5, 0.7]], dtype=torch.float64), dim=1
+    )
+    harmonics = angular(direction)[0]
+    for degree in range(1, l_max + 1):
+        lower, upper = slice((degree - 1) ** 2, degree**2), slice(degree**2, (degree + 1) ** 2)
+        vector = Irrep(1, -1)
+        block = coupling(
+            Irrep(degree - 1, (-1) ** (degree - 1)), vector, Irrep(degree, (-1) ** degree)
+        )
+        euler = torch.einsum("lam,l,a->m", block, harmonics[lower], direction[0])
+        factor = degree * harmonics[upper] @ euler / (euler @ euler)
+        slopes[:, lower, upper] = factor * block.permute(1, 0, 2)
+    return slopes

@@ -1,0 +1,198 @@
+"""Tensor products without edge-wise intermediates, and their derivatives, for stacked members.
+
+Neighbours are a dense table, (n_atoms, width), so that a sum over neighbours needs no scatter: the
+neighbour list is symmetric, and the reverse of an edge has the same distance and (-1)^l times the
+harmonics, so that what an atom sends is gathered like what it receives. Derivatives are written
+out for the same reason. Features carry a leading axis of members.
+
+On the CPU the products run in kernels of their own (`kernels`). The formulas in torch below define
+what those compute; they are slow eagerly and serve tests, and compilers for other devices.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ase_bayesmlip import native  # noqa: F401 (defines the operators)
+from ase_bayesmlip.nn.couplings import Couplings
+from ase_bayesmlip.nn.radial_table import interpolate
+
+
+class ChannelCoupling(torch.autograd.Function):
+    """Rows of x ⊗ y, channel by channel.
+
+    x, y : Tensor, (members, n_atoms, components, channels), to (members, n_atoms, rows, channels);
+    `kernel` names a compiled kernel, None takes the formula.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, left: Tensor, right: Tensor, table: Couplings, kernel: str | None
+    ) -> Tensor:
+        """The rows."""
+        ctx.save_for_backward(left, right)
+        ctx.table, ctx.kernel = table, kernel
+        if kernel is not None:
+            rows: Tensor = torch.ops.ase_bayesmlip.channel_forward(
+                left, right, len(table.rows), kernel
+            )
+            return rows
+        x, y = left.unbind(2), right.unbind(2)
+        sums = _Sums()
+        for number, row in enumerate(table.rows):
+            for term in row.terms:
+                sums.add(number, (term.coefficient * x[term.a]) * y[term.b])
+        return sums.stack(len(table.rows), x[0], 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        """Derivatives by both factors."""
+        left, right = ctx.saved_tensors
+        if ctx.kernel is not None:
+            slopes = torch.ops.ase_bayesmlip.channel_backward(left, right, grads[0], ctx.kernel)
+            return (*slopes, None, None)
+        x, y, g = left.unbind(2), right.unbind(2), grads[0].unbind(2)
+        to_left, to_right = _Sums(), _Sums()
+        for number, row in enumerate(ctx.table.rows):
+            for term in row.terms:
+                scaled = term.coefficient * g[number]
+                to_left.add(term.a, scaled * y[term.b])
+                to_right.add(term.b, scaled * x[term.a])
+        n_left, n_right = ctx.table.n_left, ctx.table.n_right
+        return to_left.stack(n_left, x[0], 2), to_right.stack(n_right, y[0], 2), None, None
+
+
+class NeighborCoupling(torch.autograd.Function):
+    """Rows of Σ_j R(r_ij) ∘ [h_j ⊗ Y(r_ij)], see `Convolution`.
+
+    Parameters
+    ----------
+    features : Tensor, (members, n_atoms, components, channels)
+    harmonics : Tensor, (members, n_atoms, width, (l_max + 1)²)
+    distances : Tensor, (members, n_atoms, width), Å
+        Both are one geometry, expanded over members, so that each member has a gradient of its
+        own. That by Y_00, a constant, may be left out.
+    neighbor : Tensor of int64, (n_atoms, width)
+    count : Tensor of int64, (n_atoms,)
+        Places beyond it have a distance of at least the cutoff.
+    radial : Tensor, (members, n_intervals + 2, 3, n_paths · channels)
+        Tabulated radial networks.
+    matrix : Tensor, (n_harmonics, n_entries)
+        `Couplings.edge_matrix`.
+    kernel : str or None
+        Name of a compiled kernel; None takes the formula.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        features: Tensor,
+        harmonics: Tensor,
+        distances: Tensor,
+        neighbor: Tensor,
+        count: Tensor,
+        radial: Tensor,
+        matrix: Tensor,
+        table: Couplings,
+        cutoff: float,
+        kernel: str | None,
+    ) -> Tensor:
+        """The rows."""
+        edge, shared = harmonics[0] @ matrix, distances[0]
+        ctx.save_for_backward(features, edge, shared, neighbor, count, radial)
+        ctx.table, ctx.cutoff, ctx.kernel = table, cutoff, kernel
+        if kernel is not None:
+            found: Tensor = torch.ops.ase_bayesmlip.neighbor_forward(
+                features, edge, shared, neighbor, count, radial, len(table.rows), kernel
+            )
+            return found
+        weights, _ = _radial_weights(radial, shared, cutoff, features.shape[3])
+        entry = _entries(edge, table)
+        sender = features[:, neighbor].unbind(3)
+        rows = []
+        for number, row in enumerate(table.rows):
+            sums = _Sums()
+            for a in row.left_components():
+                sums.add(0, entry[number, a] * sender[a])
+            rows.append((sums.values[0] * weights[row.path]).sum(2))
+        return torch.stack(rows, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        """Derivatives by features, harmonics and distances."""
+        inputs, table = ctx.saved_tensors, ctx.table
+        if ctx.kernel is not None:
+            slopes = torch.ops.ase_bayesmlip.neighbor_backward(
+                *inputs, grads[0], table.n_right, ctx.kernel
+            )
+        else:
+            features, edge, shared, neighbor, _, radial = inputs
+            slopes = _neighbor_slopes(
+                features, edge, shared, neighbor, radial, grads[0], table, ctx.cutoff
+            )
+        return (*slopes, *[None] * 7)
+
+
+def _neighbor_slopes(
+    features: Tensor,
+    edge: Tensor,
+    distances: Tensor,
+    neighbor: Tensor,
+    radial: Tensor,
+    grad: Tensor,
+    table: Couplings,
+    cutoff: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Derivatives by features, harmonics and distances."""
+    weights, slopes = _radial_weights(radial, distances, cutoff, features.shape[3])
+    entry = _entries(edge, table)
+    sender, others = features[:, neighbor].unbind(3), grad[:, neighbor].unbind(3)
+    own = [g.unsqueeze(2) for g in grad.unbind(2)]
+    to_features, to_harmonics, to_distances = _Sums(), _Sums(), _Sums()
+    for number, row in enumerate(table.rows):
+        weight = weights[row.path]
+        for a in row.left_components():
+            sent = (table.parity(row) * entry[number, a]) * others[number] * weight
+            to_features.add(a, sent.sum(2))
+            stretched = entry[number, a] * (own[number] * sender[a]) * slopes[row.path]
+            to_distances.add(0, stretched.sum(-1))
+        for term in row.terms:
+            turned = term.coefficient * (own[number] * sender[term.a]) * weight
+            to_harmonics.add(term.b, turned.sum(-1))
+    like = to_distances.values[0]
+    return (
+        to_features.stack(table.n_left, features[:, :, 0], 2),
+        to_harmonics.stack(table.n_right, like, -1),
+        like,
+    )
+
+
+class _Sums:
+    """Sums of terms by number; a sum begins with its first term."""
+
+    def __init__(self) -> None:
+        self.values: dict[int, Tensor] = {}
+
+    def add(self, number: int, value: Tensor) -> None:
+        known = self.values.get(number)
+        self.values[number] = value if known is None else known + value
+
+    def stack(self, n: int, like: Tensor, dim: int) -> Tensor:
+        """Sums 0 … n-1 along a new axis, zeros of the shape of `like` where there is none."""
+        return torch.stack([self.values.get(k, torch.zeros_like(like)) for k in range(n)], dim)
+
+
+def _radial_weights(
+    radial: Tensor, distances: Tensor, cutoff: float, channels: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Radial weights and their slopes by path, each (members, n_atoms, width, channels)."""
+    value, slope = interpolate(radial, distances, cutoff)
+    return list(value.split(channels, dim=-1)), list(slope.split(channels, dim=-1))
+
+
+def _entries(edge: Tensor, table: Couplings) -> dict[tuple[int, int], Tensor]:
+    """Columns of the edge matrices by (row, left component), each (1, n_atoms, width, 1)."""
+    return {entry: edge[None, :, :, column, None] for column, entry in enumerate(table.entries())}

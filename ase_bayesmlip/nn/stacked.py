@@ -1,0 +1,190 @@
+"""Several potentials of one architecture as one network, for evaluation only.
+
+Members share geometry; their radial networks are tabulated. The arithmetic is that of `Potential`,
+arranged for kernels and compilers (see `fused`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ase_bayesmlip.nn.angular import Irrep
+from ase_bayesmlip.nn.heads import energy_variance, force_covariance
+from ase_bayesmlip.nn.kernels import channel_kernels, neighbor_kernels, prelude
+from ase_bayesmlip.nn.potential import Potential
+from ase_bayesmlip.nn.race_plus import RacePlusLayer
+from ase_bayesmlip.nn.stacked_blocks import (
+    Features,
+    StackedConvolution,
+    StackedLinear,
+    StackedProduct,
+    StackedReadout,
+    StackedSkip,
+    StackedSpeciesLinear,
+    stack,
+)
+from ase_bayesmlip.prediction import MemberOutput
+
+
+class StackedLayer(nn.Module):
+    """`RaceLayer` or `RacePlusLayer` of every member."""
+
+    def __init__(self, members: Sequence[Potential], index: int, table_tolerance: float) -> None:
+        super().__init__()
+        layers = [member.layers[index] for member in members]
+        first = layers[0]
+        self.up = StackedLinear([layer.up for layer in layers])  # type: ignore[misc]
+        self.convolution = StackedConvolution(members, index, table_tolerance)
+        self.product = StackedSpeciesLinear([layer.product for layer in layers])  # type: ignore[misc]
+        self.skip = StackedSkip([layer.skip for layer in layers])  # type: ignore[misc]
+        self.has_products = isinstance(first, RacePlusLayer)
+        self.irreps_out: list[Irrep] = first.skip.irreps_out  # type: ignore[union-attr,assignment]
+        if self.has_products:
+            self.density: list[Irrep] = first.convolution.irreps_out  # type: ignore[union-attr,assignment]
+            self.square = StackedProduct([layer.square for layer in layers])  # type: ignore[misc]
+            self.cube = StackedProduct([layer.cube for layer in layers])  # type: ignore[misc]
+
+    def forward(
+        self,
+        features: Features,
+        species: Tensor,
+        harmonics: Tensor,
+        distances: Tensor,
+        neighbor: Tensor,
+        count: Tensor,
+    ) -> Features:
+        """As the layers' own forward passes, see `race` and `race_plus`."""
+        density = self.convolution(self.up(features), harmonics, distances, neighbor, count)
+        mixed = density
+        if self.has_products:
+            square = self.square(density, density)
+            cube = self.cube(square, density)
+            place = [self.density.index(irrep) for irrep in self.irreps_out]
+            mixed = [
+                torch.cat([density[k], square[k], third], dim=3)
+                for k, third in zip(place, cube, strict=True)
+            ]
+        kept = self.skip(features, species)
+        out = self.product(mixed, species)
+        return [
+            x + kept[irrep] if irrep in kept else x
+            for irrep, x in zip(self.irreps_out, out, strict=True)
+        ]
+
+
+class StackedPotential(nn.Module):
+    """All members of a posterior, evaluated together.
+
+    Parameters
+    ----------
+    members : sequence of Potential
+        Of one architecture, in float64.
+    table_tolerance : float
+        See `radial_table.tabulate`.
+
+    Attributes
+    ----------
+    table_error : float
+        Largest relative error of the tabulated radial networks.
+    """
+
+    def __init__(self, members: Sequence[Potential], table_tolerance: float = 1e-6) -> None:
+        super().__init__()
+        first = members[0]
+        self.cutoff = first.cutoff
+        self.has_energy_noise, self.covariance = first.has_energy_noise, first.covariance
+        self.energy_noise = first.energy_noise
+        self.layers = nn.ModuleList(
+            StackedLayer(members, index, table_tolerance) for index in range(len(first.layers))
+        )
+        self.readouts = nn.ModuleList(
+            StackedReadout([m.readouts[k] for m in members], layer.irreps_out)  # type: ignore[misc,arg-type]
+            for k, layer in enumerate(self.layers)
+        )
+        self.table_error = max(c.error for c in self.modules() if isinstance(c, StackedConvolution))
+        self.register_buffer("embedding", stack([m.embedding for m in members]))
+        self.register_buffer("bias", stack([m.bias for m in members]))
+        self.register_buffer("scale", stack([m.scale for m in members]))
+        self.register_buffer("energy_scale", stack([m.noise.energy_scale for m in members]))
+        self.register_buffer("force_scale", stack([m.noise.force_scale for m in members]))
+        self.register_buffer("one_hot", first.one_hot.clone())
+
+    def kernel_source(self, dtype: torch.dtype) -> str:
+        """C++ source of all products, see `kernels`."""
+        real = {torch.float32: "float", torch.float64: "double"}[dtype]
+        parts = [prelude(real, self.get_buffer("embedding").shape[2], self.cutoff)]
+        for name, module in self._products().items():
+            write = neighbor_kernels if isinstance(module, StackedConvolution) else channel_kernels
+            parts.append(write(name, module.table))
+        return "".join(parts)
+
+    def use_kernels(self, digest: str) -> None:
+        """Take the products from the library of that digest (`native.load_kernels`)."""
+        for name, module in self._products().items():
+            module.kernel = f"{digest}:{name}"
+
+    def _products(self) -> dict[str, StackedConvolution | StackedProduct]:
+        return {
+            name.replace(".", "_"): module
+            for name, module in self.named_modules()
+            if isinstance(module, StackedConvolution | StackedProduct)
+        }
+
+    def forward(
+        self,
+        species: Tensor,
+        harmonics: Tensor,
+        distances: Tensor,
+        neighbor: Tensor,
+        count: Tensor,
+        batch: Tensor,
+        n_graphs: int,
+    ) -> MemberOutput:
+        """As `Potential`, with the members in the place of its single head.
+
+        Parameters
+        ----------
+        species : Tensor, (n_atoms, n_species), one-hot
+        harmonics, distances, neighbor, count
+            See `NeighborCoupling`.
+        """
+        embedding, bias = self.get_buffer("embedding"), species @ self.get_buffer("bias")
+        features = [(species @ embedding).unsqueeze(2)]
+        total = torch.zeros_like(bias)
+        tensors: list[Tensor] = []
+        for layer, readout in zip(self.layers, self.readouts, strict=True):
+            features = layer(features, species, harmonics, distances, neighbor, count)
+            out, tensor = readout(features)
+            total = total + out
+            tensors += [] if tensor is None else [tensor]
+        energies = self.get_buffer("scale").unsqueeze(1) * (total + bias)[..., 0]
+        channels = (total / len(self.layers) + bias)[..., 1:]
+        variance, covariance = None, None
+        if self.has_energy_noise:
+            variance = self._energy_variance(channels[..., 0], batch, n_graphs)
+            channels = channels[..., 1:]
+        if self.covariance != "none":
+            none = channels.new_zeros((*channels.shape[:2], 0))
+            mean = torch.stack(tensors).mean(dim=0) if tensors else none
+            covariance = self._force_covariance(channels, mean)
+        return MemberOutput(energies, variance, covariance)
+
+    def _energy_variance(self, raw: Tensor, batch: Tensor, n_graphs: int) -> Tensor:
+        scale = self.get_buffer("energy_scale").unsqueeze(1)
+        if self.energy_noise == "sum":
+            return energy_variance(raw, scale)
+        zeros = raw.new_zeros((raw.shape[0], n_graphs))
+        count = zeros[0].index_add(0, batch, torch.ones_like(raw[0]))
+        mean = zeros.index_add(1, batch, raw) / count
+        return (energy_variance(mean, scale) / count).index_select(1, batch)
+
+    def _force_covariance(self, raw: Tensor, tensor: Tensor) -> Tensor:
+        members, n_atoms, _ = raw.shape
+        scale = self.get_buffer("force_scale").repeat_interleave(n_atoms).view(-1, 1, 1)
+        covariance = force_covariance(
+            self.covariance, raw.flatten(0, 1), tensor.flatten(0, 1), scale
+        )
+        return covariance.view(members, n_atoms, 3, 3)

@@ -1,0 +1,101 @@
+"""Run a compiled program from a served file, if this machine is like the one it was made on."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ase_bayesmlip.graph import AtomicGraph, dense_edges
+from ase_bayesmlip.native import load_kernels
+from ase_bayesmlip.prediction import Prediction
+
+CPU_INFO = Path("/proc/cpuinfo")
+# Prefixes of the instruction sets that compilers use for numerics.
+INSTRUCTION_SETS = ("sse", "avx", "fma", "f16c", "bmi", "amx", "asimd", "sve")
+
+
+def machine_of(device: torch.device) -> dict[str, Any]:
+    """What a compiled program depends on, besides the version of torch."""
+    found: dict[str, Any] = {"system": platform.system(), "machine": platform.machine()}
+    if device.type == "cuda":
+        return found | {"capability": list(torch.cuda.get_device_capability(device))}
+    return found | {"instructions": _instructions()}
+
+
+def _instructions() -> list[str]:
+    if not CPU_INFO.is_file():
+        return []
+    for line in CPU_INFO.read_text(encoding="utf-8").splitlines():
+        if line.lower().startswith(("flags", "features")):
+            flags = line.split(":", 1)[1].split()
+            return sorted(flag for flag in flags if flag.startswith(INSTRUCTION_SETS))
+    return []
+
+
+def obstacle(record: dict[str, Any], device: torch.device) -> str | None:
+    """Why a compiled program cannot run here, None if it can."""
+    if record["torch"] != torch.__version__:
+        return f"it was compiled for torch {record['torch']}, this is {torch.__version__}"
+    here, there = machine_of(device), dict(record["machine"])
+    missing = sorted(set(there.pop("instructions", [])) - set(here.pop("instructions", [])))
+    if missing:
+        return f"it was compiled for a processor with {', '.join(missing)}, which this one lacks"
+    if here != there:
+        return f"it was compiled for {there}, this machine is {here}"
+    return None
+
+
+def program_inputs(graph: AtomicGraph, device: torch.device) -> tuple[Tensor, ...]:
+    """A graph on the CPU as the arguments of `MixtureProgram`, on the device."""
+    edges = dense_edges(graph)
+    return tuple(
+        item.to(device, torch.float64 if item.is_floating_point() else torch.int64)
+        for item in (graph.positions, graph.atomic_numbers, graph.cell, graph.batch, *edges)
+    )
+
+
+class CompiledProgram:
+    """A compiled mixture, unpacked and loaded.
+
+    Parameters
+    ----------
+    record : dict
+        From `ModelCard.compiled`.
+    files : dict of str to bytes
+        ``program.pt2`` and, for the CPU, ``kernels.so``.
+    device : torch.device
+
+    Raises
+    ------
+    RuntimeError, OSError
+        If the program cannot be loaded here.
+    """
+
+    def __init__(
+        self, record: dict[str, Any], files: dict[str, bytes], device: torch.device
+    ) -> None:
+        self.record, self.device = record, device
+        self._names = record["fields"]
+        # Libraries stay mapped after their files are gone.
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            for file, content in files.items():
+                (folder / file).write_bytes(content)
+            if "kernels.so" in files:
+                load_kernels(folder / "kernels.so", record["digest"])
+            self._run = torch._inductor.aoti_load_package(str(folder / "program.pt2"))
+
+    def __call__(self, graph: AtomicGraph, stress: bool, members: bool) -> Prediction:
+        """Evaluate a graph of at least two atoms; fields not asked for are None."""
+        values = dict(zip(self._names, self._run(*program_inputs(graph, self.device)), strict=True))
+        for name in Prediction._fields:
+            hidden = name.startswith("stress") and not stress
+            hidden |= name.endswith("_members") and not members
+            if hidden or name not in values:
+                values[name] = None
+        return Prediction(**values)

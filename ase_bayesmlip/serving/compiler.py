@@ -1,0 +1,222 @@
+"""Compile a served file for this machine: kernels by the C++ compiler, the rest by AOTInductor.
+
+The compiled program goes into the file, beside the TorchScript program that stays the reference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase import Atoms
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ase_bayesmlip.card import ModelCard, read_card
+from ase_bayesmlip.config import Config
+from ase_bayesmlip.graph import AtomicGraph, batch_graphs
+from ase_bayesmlip.native import load_kernels
+from ase_bayesmlip.neighbors import graph_of
+from ase_bayesmlip.nn.build import DataStatistics, build_potential
+from ase_bayesmlip.nn.potential import Potential
+from ase_bayesmlip.serving.archive import add_compiled, quiet_torchscript
+from ase_bayesmlip.serving.compiled import CompiledProgram, machine_of, program_inputs
+from ase_bayesmlip.serving.program import MixtureProgram
+from ase_bayesmlip.serving.runtime import (
+    DTYPES,
+    LoadedModel,
+    find_device,
+    load_model,
+    probe_graph,
+)
+from ase_bayesmlip.strict import from_dict
+
+FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
+
+# Largest deviation from the reference in float64, relative to the largest value of a field. What
+# is left in float64 is the error of the radial tables.
+TOLERANCE = {"float32": 1e-4, "float64": 3e-6}
+
+# The spread of members is a small difference of large numbers: it has fewer digits than they.
+SPREAD_TOLERANCE = {"float32": 5e-3, "float64": 1e-4}
+
+
+def compile_served(path: Path, device: str = "cpu", dtype: str | None = None) -> ModelCard:
+    """Compile the posterior in a served file for this machine and keep the result in the file.
+
+    Parameters
+    ----------
+    path : Path
+        Rewritten with the compiled program; an interruption leaves the file as it was.
+    device : "cpu" or "cuda"
+    dtype : "float32", "float64" or None
+        None takes the precision of the training.
+
+    Returns
+    -------
+    ModelCard
+        With the record of the compilation in `compiled`.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `load_model`; if radial networks cannot be tabulated.
+    RuntimeError
+        If there is no C++ compiler, if compilation fails, or if the compiled program deviates from
+        the reference.
+    """
+    path = Path(path)
+    card = read_card(path)
+    dtype = dtype or card.dtype
+    target = find_device(device)
+    started = time.monotonic()
+    members, references = rebuild_members(path)
+    program = MixtureProgram(members, references, DTYPES[dtype]).to(target)
+    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
+        warnings.filterwarnings("ignore")  # notes of the compiler that a user cannot act on
+        folder = Path(name)
+        files: dict[str, bytes] = {}
+        digest = ""
+        if target.type == "cpu":
+            library, digest = build_kernels(program.stacked.kernel_source(DTYPES[dtype]), folder)
+            load_kernels(library, digest)
+            program.stacked.use_kernels(digest)
+            files["kernels.so"] = library.read_bytes()
+        try:
+            package, fields = _compile(program, card, target, folder)
+        except Exception as error:  # whatever the tracer, exporter or compiler may raise
+            raise RuntimeError(f"AOTInductor cannot compile {path}: {error}") from error
+        files["program.pt2"] = package.read_bytes()
+        record = {
+            "device": target.type,
+            "dtype": dtype,
+            "fields": fields,
+            "digest": digest,
+            "torch": str(torch.__version__),
+            "machine": machine_of(target),
+            "table_error": program.table_error,
+        }
+        compiled = CompiledProgram(record, files, target)
+        record["deviation"] = _compare(compiled, load_model(path, dtype="float64"), dtype)
+    record["seconds"] = round(time.monotonic() - started, 1)
+    return add_compiled(path, record, files)
+
+
+def rebuild_members(path: Path) -> tuple[list[Potential], torch.Tensor]:
+    """Potentials with the weights of a served file, in float64, and its reference energies."""
+    card = read_card(path)
+    config = from_dict(Config, card.config)
+    with quiet_torchscript():
+        module = torch.jit.load(str(path), map_location="cpu")
+    members = []
+    for scripted in module.members.children():
+        state = scripted.state_dict()
+        convolution = next(scripted.layers.children()).convolution
+        statistics = DataStatistics(
+            card.atomic_numbers,
+            list(card.reference_energies.values()),
+            avg_n_neighbors=1.0 / convolution.normalisation,
+            force_rms=float(state["scale"]),
+        )
+        potential = build_potential(config.model, config.loss.kind, statistics, seed=0)
+        potential.load_state_dict({name: state[name] for name in potential.state_dict()})
+        members.append(potential.eval().requires_grad_(False))
+    return members, module.reference_energies.detach().to(torch.float64)
+
+
+def build_kernels(source: str, folder: Path) -> tuple[Path, str]:
+    """Compile C++ source to a shared library.
+
+    Returns
+    -------
+    path : Path
+    digest : str
+        Of source, compiler and flags: names the library for `native.load_kernels`.
+
+    Raises
+    ------
+    RuntimeError
+        If there is no C++ compiler or it fails; the message has its output.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    digest = hashlib.sha256("\n".join([source, compiler, *FLAGS]).encode()).hexdigest()[:16]
+    text, library = folder / "kernels.cpp", folder / "kernels.so"
+    text.write_text(source, encoding="utf-8")
+    command = [compiler, *FLAGS, "-shared", "-fPIC", "-o", str(library), str(text)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise RuntimeError(
+            f"the C++ compiler {compiler!r} cannot be run ({error}): install g++, or name yours in "
+            "the environment variable CXX"
+        ) from error
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return library, digest
+
+
+def _compile(
+    program: MixtureProgram, card: ModelCard, device: torch.device, folder: Path
+) -> tuple[Path, list[str]]:
+    """Trace with symbolic sizes, export and compile; returns the package and its fields."""
+    inputs = program_inputs(_example_graph(card), device)
+    known = program.prediction(*inputs)._asdict()
+    # torch.export alone does not trace the derivatives inside.
+    traced = make_fx(program, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*inputs)
+    n_atoms = torch.export.Dim("n_atoms", min=2)
+    width = torch.export.Dim("width", min=2)
+    n_graphs = torch.export.Dim("n_graphs", min=1)
+    table = {0: n_atoms, 1: width}
+    shapes = ({0: n_atoms}, {0: n_atoms}, {0: n_graphs}, {0: n_atoms}, table, table, {0: n_atoms})
+    exported = torch.export.export(traced, inputs, dynamic_shapes=shapes, strict=False)
+    package = folder / "program.pt2"
+    torch._inductor.aoti_compile_and_package(exported, package_path=str(package))
+    return package, [name for name, value in known.items() if value is not None]
+
+
+def _example_graph(card: ModelCard) -> AtomicGraph:
+    """Two boxes of atoms for tracing; no size coincides with another, lest they be tied."""
+    generator = np.random.default_rng(0)
+    boxes = []
+    for n_atoms in (13, 10):
+        grid = np.stack(np.meshgrid(*[np.arange(3)] * 3), axis=-1).reshape(-1, 3)[:n_atoms]
+        positions = 0.4 * card.cutoff * (grid + 0.1 * generator.standard_normal((n_atoms, 3)))
+        numbers = generator.choice(card.atomic_numbers, n_atoms)
+        cell = 1.2 * card.cutoff * np.eye(3)
+        boxes.append(Atoms(numbers, positions, cell=cell, pbc=[True, True, False]))
+    return batch_graphs([graph_of(atoms, card.cutoff) for atoms in boxes])
+
+
+def _compare(compiled: CompiledProgram, reference: LoadedModel, dtype: str) -> dict[str, float]:
+    """Largest deviation of each field from the TorchScript program in float64, relative.
+
+    Raises
+    ------
+    RuntimeError
+        If one is larger than it may be.
+    """
+    card = reference.card
+    graphs = [_example_graph(card)] + ([probe_graph(card.probe, card.cutoff)] if card.probe else [])
+    worst: dict[str, float] = {}
+    for graph in graphs:
+        found = compiled(graph, True, True)
+        expected = reference.predict([graph], stress=True, members=True)
+        for name in compiled.record["fields"]:
+            value, other = getattr(expected, name), getattr(found, name).cpu()
+            deviation = float((other - value).abs().max() / value.abs().max().clamp(min=1e-12))
+            # np.maximum keeps NaN, which no tolerance allows.
+            worst[name] = float(np.maximum(deviation, worst.get(name, 0.0)))
+    for name, deviation in worst.items():
+        allowed = (SPREAD_TOLERANCE if name.endswith("epistemic") else TOLERANCE)[dtype]
+        if not deviation <= allowed:
+            raise RuntimeError(
+                f"the compiled program deviates from the reference: {name} by {deviation:.1e}, "
+                f"relative (allowed {allowed:.1e}); the file is unchanged"
+            )
+    return worst

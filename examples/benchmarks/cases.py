@@ -1,0 +1,128 @@
+"""What the benchmarks of the serving path measure: structures, untrained potentials, machine.
+
+The time of a step does not depend on the weights, so potentials need no training here.
+"""
+
+import datetime
+import hashlib
+import os
+import platform
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import torch
+from ase import Atoms
+
+import ase_bayesmlip
+from ase_bayesmlip.card import read_card
+from ase_bayesmlip.config import Config, DataConfig
+from ase_bayesmlip.nn.build import build_potential
+from ase_bayesmlip.serving.export import export_members
+from ase_bayesmlip.training.data import load_training_data
+
+# Training frames, of which the first is the structure, and how often it is repeated.
+SYSTEMS = {
+    "3bpa": ("3bpa/train_300K.extxyz.xz", (1, 1, 1)),
+    "water_192": ("water_deepmd/train.extxyz.xz", (1, 1, 1)),
+    "water_1536": ("water_deepmd/train.extxyz.xz", (2, 2, 2)),
+}
+CACHE = Path(tempfile.gettempdir()) / "bayesmlip-benchmarks"
+
+
+def data_file(name: str) -> Path:
+    """A file of the reference data, whose folder is in $BAYESMLIP_DATA."""
+    folder = os.environ.get("BAYESMLIP_DATA")
+    if folder is None:
+        raise SystemExit("set BAYESMLIP_DATA to the folder of the reference data")
+    return Path(folder) / name
+
+
+def structure(frames: str, repeat: tuple[int, int, int] = (1, 1, 1)) -> Atoms:
+    """The first of the frames, repeated; without labels, and without cell if not periodic."""
+    frame = ase.io.read(data_file(frames), index=0)
+    atoms = Atoms(frame.numbers, frame.positions, cell=frame.cell, pbc=frame.pbc)
+    if not atoms.pbc.any():
+        atoms.cell = None
+    return atoms.repeat(repeat)
+
+
+def served_file(frames: str, n_members: int, compile_for: tuple[str, str] | None = None) -> Path:
+    """A served file of untrained potentials of the default shape for the elements of the frames.
+
+    Made once for each version of the package's source.
+
+    Parameters
+    ----------
+    compile_for : (device, dtype) or None
+        What the file must hold a compiled program for.
+    """
+    name = f"{Path(frames).parent}-{n_members}.pt"
+    path = CACHE / _source_digest() / name
+    if not path.exists():
+        source = str(data_file(frames))
+        config = Config(data=DataConfig(train=f"{source}@0:2", valid=f"{source}@2:3"))
+        data = load_training_data(config)
+        members = [
+            build_potential(config.model, config.loss.kind, data.statistics, seed=seed)
+            for seed in range(n_members)
+        ]
+        # The file stores weights in float32, as after a training in float32.
+        for member in members:
+            for weight in member.parameters():
+                weight.data = weight.data.float().double()
+        # A probe of a few atoms: loading evaluates it, and should not take long.
+        few = data.train[0].atoms
+        few = few[:: max(1, len(few) // 24)]
+        probe = {
+            "numbers": few.numbers.tolist(),
+            "positions": few.positions.tolist(),
+            "cell": few.cell.array.tolist(),
+            "pbc": few.pbc.tolist(),
+        }
+        export_members(members, config, {**data.record(), "probe": probe}, path)
+    if compile_for is not None and compiled_record(path, *compile_for) is None:
+        from ase_bayesmlip.serving.compiler import compile_served
+
+        device, dtype = compile_for
+        compile_served(path, device=device, dtype=dtype)
+    return path
+
+
+def compiled_record(path: Path, device: str, dtype: str) -> dict[str, Any] | None:
+    """What the card says of the program compiled for this device and dtype."""
+    for record in read_card(path).compiled:
+        if (record["device"], record["dtype"]) == (device, dtype):
+            return record
+    return None
+
+
+def _source_digest() -> str:
+    folder = Path(ase_bayesmlip.__file__).parent
+    content = b"".join(path.read_bytes() for path in sorted(folder.rglob("*.py")))
+    return hashlib.sha256(content + torch.__version__.encode()).hexdigest()[:12]
+
+
+def conditions(device: str = "cpu") -> dict[str, Any]:
+    """When and where: the first entries of every JSON line."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "device": device,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "ase_bayesmlip": ase_bayesmlip.__version__,
+    }
+
+
+def _cpu_model() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

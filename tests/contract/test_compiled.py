@@ -1,0 +1,228 @@
+"""The compiled backend: the numbers of the reference, and a way back where it cannot run."""
+
+import dataclasses
+import os
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.io import read
+
+from ase_bayesmlip.calculator import BayesianCalculator
+from ase_bayesmlip.card import read_card
+from ase_bayesmlip.cli import main
+from ase_bayesmlip.neighbors import graph_of
+from ase_bayesmlip.prediction import Prediction
+from ase_bayesmlip.serving import compiled
+from ase_bayesmlip.serving.archive import add_compiled, read_compiled, replace_card
+from ase_bayesmlip.serving.compiler import compile_served
+from ase_bayesmlip.serving.runtime import load_model
+from ase_bayesmlip.testing import as_arrays, check_served_model
+
+COMPILER = os.environ.get("CXX", "g++")
+pytestmark = pytest.mark.skipif(
+    shutil.which(COMPILER) is None, reason=f"needs the C++ compiler {COMPILER}"
+)
+
+# "Fast paths agree with the float64 reference": relative to the largest value of each field.
+AGREEMENT = 1e-4
+
+
+@pytest.fixture(scope="session")
+def shipped(tmp_path_factory, data_folder):
+    """The shipped ensemble with a program compiled in its own precision, float32."""
+    path = tmp_path_factory.mktemp("compiled") / "ethanol.pt"
+    shutil.copy(data_folder / "ethanol_ensemble.pt", path)
+    compile_served(path)
+    return path
+
+
+@pytest.fixture(scope="session", params=["race", "point"])
+def other(request, tmp_path_factory, serve):
+    """Other backbones and posteriors; the point potential is compiled in float64."""
+    path = tmp_path_factory.mktemp("compiled") / f"{request.param}.pt"
+    serve(request.param, path)
+    compile_served(path)
+    return path
+
+
+@pytest.fixture
+def copy(shipped, tmp_path):
+    """A file of one's own."""
+    return shutil.copy(shipped, tmp_path / "model.pt")
+
+
+def frames(data_folder, name, n):
+    return read(data_folder / name, f":{n}")
+
+
+@pytest.mark.parametrize("name", ["ethanol_test.extxyz", "ethanol_ood_1200K.extxyz"])
+def test_agrees_with_the_reference_in_float64(shipped, data_folder, name):
+    fast = load_model(shipped)
+    reference = load_model(shipped, dtype="float64", backend="torchscript")
+    assert (fast.backend, reference.backend) == ("aoti", "torchscript")
+    graphs = [graph_of(atoms, fast.card.cutoff) for atoms in frames(data_folder, name, 10)]
+    found = as_arrays(fast.predict(graphs, members=True))
+    expected = as_arrays(reference.predict(graphs, members=True))
+    assert found.keys() == expected.keys()
+    for field, value in expected.items():
+        # The energies' spread is a few meV of 35 eV: float32 leaves it three digits.
+        allowed = 2e-3 if field == "energy_var_epistemic" else AGREEMENT
+        assert np.abs(found[field] - value).max() <= allowed * np.abs(value).max(), field
+
+
+def test_every_posterior_agrees_on_a_small_cell(other, small_cell):
+    fast = load_model(other)
+    reference = load_model(other, dtype="float64", backend="torchscript")
+    assert fast.backend == "aoti"
+    graphs = [graph_of(small_cell, fast.card.cutoff)]
+    found = as_arrays(fast.predict(graphs, stress=True, members=True))
+    expected = as_arrays(reference.predict(graphs, stress=True, members=True))
+    assert found.keys() == expected.keys()
+    for field, value in expected.items():
+        assert np.abs(found[field] - value).max() <= AGREEMENT * np.abs(value).max(), field
+
+
+def test_passes_the_checks_of_a_served_model(other, ethanol, cubic_co2):
+    model = load_model(other)
+    assert model.backend == "aoti"
+    check_served_model(model, ethanol, cubic_co2)
+
+
+def test_the_card_says_what_was_compiled(shipped, other):
+    for path in (shipped, other):
+        (record,) = read_card(path).compiled
+        assert record["device"] == "cpu"
+        assert record["torch"] == torch.__version__
+        assert 0.0 < record["table_error"] < 1e-6
+        assert record["deviation"]["forces"] < AGREEMENT
+        assert record["seconds"] < 120.0 or os.environ.get("CI")
+
+
+def test_fields_are_given_only_when_asked_for(shipped, ethanol):
+    model = load_model(shipped)
+    prediction = model.predict([graph_of(ethanol, model.card.cutoff)])
+    for name in Prediction._fields:
+        hidden = name.startswith("stress") or name.endswith("_members")
+        assert (getattr(prediction, name) is None) == hidden, name
+
+
+def test_a_single_atom_and_atoms_out_of_reach(shipped):
+    fast = BayesianCalculator(shipped)
+    reference = BayesianCalculator(shipped, backend="torchscript")
+    for atoms in (
+        Atoms("H"),
+        Atoms("HO", [[0, 0, 0], [0, 0, 20.0]]),
+        Atoms("H2", [[0] * 3, [0, 0, 0.8]]),
+    ):
+        fast.calculate(atoms)
+        reference.calculate(atoms)
+        for name, value in reference.results.items():
+            assert fast.results[name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
+
+
+def test_the_calculator_chooses_and_obeys(shipped, data_folder):
+    assert BayesianCalculator(shipped).model.backend == "aoti"
+    assert BayesianCalculator(shipped).parameters["backend"] == "aoti"
+    assert BayesianCalculator(shipped, backend="torchscript").model.backend == "torchscript"
+    # Nothing was compiled for float64, and "auto" does not ask for it.
+    assert BayesianCalculator(shipped, dtype="float64").model.backend == "torchscript"
+    with pytest.raises(ValueError, match="backend 'onnx' is unknown; choose auto"):
+        BayesianCalculator(shipped, backend="onnx")
+    with pytest.raises(ValueError, match="backend aoti; load it with"):
+        BayesianCalculator(load_model(shipped), backend="torchscript")
+
+
+def test_a_file_without_a_program_warns_once_when_asked(data_folder):
+    path = data_folder / "ethanol_ensemble.pt"
+    with pytest.warns(UserWarning, match="no program compiled for cpu in float32") as caught:
+        model = load_model(path, backend="aoti")
+    assert len(caught) == 1
+    assert model.backend == "torchscript"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_model(path).backend == "torchscript"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"torch": "1.0.0"}, "compiled for torch 1.0.0"),
+        ({"machine": {"instructions": ["avx9000"]}}, "a processor with avx9000"),
+        ({"machine": {"system": "Plan9"}}, "Plan9"),
+    ],
+)
+def test_another_machine_falls_back_with_one_warning(copy, ethanol, changes, reason):
+    card = read_card(copy)
+    record = card.compiled[0]
+    machine = {**record["machine"], **changes.pop("machine", {})}
+    replace_card(
+        copy, dataclasses.replace(card, compiled=[{**record, **changes, "machine": machine}])
+    )
+    with pytest.warns(UserWarning, match=reason) as caught:
+        calculator = BayesianCalculator(copy)
+    assert len(caught) == 1
+    assert calculator.model.backend == "torchscript"
+    ethanol.calc = calculator
+    assert np.isfinite(ethanol.get_forces()).all()
+
+
+def test_a_damaged_program_falls_back(copy):
+    record = read_card(copy).compiled[0]
+    add_compiled(copy, record, {"program.pt2": b"no program", "kernels.so": b"no library"})
+    with pytest.warns(UserWarning, match="cannot run here"):
+        assert load_model(copy).backend == "torchscript"
+
+
+def test_a_program_that_gives_other_numbers_is_refused(copy):
+    card = read_card(copy)
+    probe = {**card.probe, "expected": {**card.probe["expected"], "energy": [0.0]}}
+    replace_card(copy, dataclasses.replace(card, probe=probe))
+    with pytest.raises(ValueError, match="fails its self-test"):
+        load_model(copy)
+
+
+def test_programs_survive_a_new_card_and_are_replaced_one_by_one(copy):
+    card = read_card(copy)
+    before = read_compiled(copy, card.compiled)
+    replace_card(copy, dataclasses.replace(card, calibration={"n_frames": 0}))
+    assert read_compiled(copy, card.compiled) == before
+    second = {**card.compiled[0], "dtype": "float64"}
+    add_compiled(copy, second, {"program.pt2": b"one"})
+    add_compiled(copy, second, {"program.pt2": b"two"})
+    records = read_card(copy).compiled
+    assert [record["dtype"] for record in records] == ["float32", "float64"]
+    assert read_compiled(copy, records[:1]) == before
+    assert read_compiled(copy, records[1:]) == {"compiled/cpu-float64/program.pt2": b"two"}
+    assert load_model(copy).backend == "aoti"
+
+
+def test_instructions_are_found_on_linux(monkeypatch, tmp_path):
+    info = tmp_path / "cpuinfo"
+    info.write_text("model name : x\nflags : fpu avx2 fma vme avx512f\n")
+    monkeypatch.setattr(compiled, "CPU_INFO", info)
+    found = compiled.machine_of(torch.device("cpu"))
+    assert found["instructions"] == ["avx2", "avx512f", "fma"]
+    monkeypatch.setattr(compiled, "CPU_INFO", tmp_path / "none")
+    assert compiled.machine_of(torch.device("cpu"))["instructions"] == []
+
+
+def test_command_without_a_compiler_leaves_the_file_alone(
+    tmp_path, data_folder, monkeypatch, capsys
+):
+    path = shutil.copy(data_folder / "ethanol_ensemble.pt", tmp_path / "model.pt")
+    content = path.read_bytes()
+    monkeypatch.setenv("CXX", "/no/such/compiler")
+    assert main(["compile", str(path)]) == 2
+    message = capsys.readouterr().err
+    assert "install g++" in message
+    assert "serves with TorchScript as before" in message
+    assert path.read_bytes() == content
+
+
+def test_inspect_shows_the_program(shipped, capsys):
+    assert main(["inspect", str(shipped)]) == 0
+    assert "cpu in float32" in capsys.readouterr().out
