@@ -27,7 +27,7 @@ struct Hermite {{ int64_t row; real value[3], slope[3]; }};
 static inline Hermite hermite(real r, int64_t intervals) {{
     const real stretch = intervals * real({(cutoff + GRID_SCALE) / cutoff!r});
     const real shifted = r + real({GRID_SCALE!r});
-    const real place = std::min(stretch * r / shifted, real(intervals));
+    const real place = std::min(real(intervals), stretch * r / shifted);  // NaN too
     const int64_t row = int64_t(place);
     const real t = place - real(row), rate = stretch * real({GRID_SCALE!r}) / (shifted * shifted);
     const real t2 = t * t, t3 = t2 * t;

@@ -55,7 +55,8 @@ def tabulate(
     while True:
         tables = [_table(function, cutoff, n_intervals) for function in functions]
         pairs = zip(functions, tables, strict=True)
-        error = max(_error(function, table, cutoff) for function, table in pairs)
+        errors = [_error(function, table, cutoff) for function, table in pairs]
+        error = float(torch.tensor(errors).max())  # unlike Python's, this maximum keeps NaN
         if error < tolerance:
             return torch.stack(tables), error
         if n_intervals == LARGEST_SIZE:

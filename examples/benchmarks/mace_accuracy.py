@@ -7,15 +7,19 @@ python examples/benchmarks/mace_accuracy.py acac_stagetwo.model --epochs 45 \
 """
 
 import argparse
+import contextlib
 import json
 import platform
+import sys
 from pathlib import Path
 
 import ase.io
-import mace
 import numpy as np
 import torch
-from mace.calculators import MACECalculator
+
+with contextlib.redirect_stdout(sys.stderr):  # MACE prints when it is imported
+    import mace
+    from mace.calculators import MACECalculator
 
 
 def errors(calculator: MACECalculator, path: str) -> dict[str, object]:

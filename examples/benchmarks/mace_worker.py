@@ -39,13 +39,14 @@ def build(atoms: Any, seed: int, dtype: str, path: Path) -> None:
     torch.manual_seed(seed)
     elements = sorted(set(atoms.numbers.tolist()))
     edges = get_neighborhood(atoms.positions, 5.0, tuple(atoms.pbc), np.array(atoms.cell))[0]
+    interaction = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
     model = modules.ScaleShiftMACE(
         r_max=5.0,
         num_bessel=8,
         num_polynomial_cutoff=5,
         max_ell=3,
-        interaction_cls=modules.interaction_classes["RealAgnosticResidualInteractionBlock"],
-        interaction_cls_first=modules.interaction_classes["RealAgnosticInteractionBlock"],
+        interaction_cls=interaction,
+        interaction_cls_first=interaction,
         num_interactions=2,
         num_elements=len(elements),
         hidden_irreps=o3.Irreps("32x0e + 32x1o"),

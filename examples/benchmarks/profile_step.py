@@ -28,7 +28,7 @@ from typing import Any
 import ase.io
 import numpy as np
 import torch
-from ase import units
+from ase import Atoms, units
 from ase.md.langevin import Langevin
 from cases import conditions
 
@@ -91,6 +91,18 @@ def wrap_all(calculator: BayesianCalculator, watch: Stopwatch) -> None:
         model.program._run = watch.wrap("network", model.program._run)
 
 
+def tether(calculator: BayesianCalculator, positions: np.ndarray) -> None:
+    """Let the integrator see springs to the start instead of the model's forces, 2 eV/Å²."""
+    start = positions.copy()
+    get_forces = calculator.get_forces
+
+    def springs(atoms: Atoms) -> np.ndarray:
+        get_forces(atoms)
+        return -2.0 * (atoms.positions - start)
+
+    calculator.get_forces = springs
+
+
 def exclusive(step: dict[str, float]) -> dict[str, float]:
     """Parts of a step that do not contain one another, in ms."""
     graph = step["graph"] + step["predict"] - step["network"]
@@ -130,6 +142,8 @@ def profile(arguments: argparse.Namespace) -> tuple[BayesianCalculator, list[dic
     monitor = UncertaintyMonitor(dyn, score=score, threshold=1e6, on_unphysical=[])
     stopwatch = Stopwatch()
     wrap_all(calculator, stopwatch)
+    if arguments.tether:
+        tether(calculator, atoms.positions)
     dyn.attach(stopwatch.wrap("monitor", monitor))
     dyn.attach(stopwatch.end_step)
     dyn.run(arguments.steps + 10)
@@ -171,6 +185,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--temperature-K", type=float, default=300.0)
     parser.add_argument("--time-step-fs", type=float, default=0.5)
+    parser.add_argument(
+        "--tether",
+        action="store_true",
+        help="springs move the atoms: for untrained potentials, whose forces blow the system up",
+    )
     parser.add_argument("--threads", type=int, help="of torch on the CPU")
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")

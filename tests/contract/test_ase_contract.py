@@ -158,6 +158,7 @@ def test_todict_is_serialisable(calculator, served):
         "model": str(served("point")),
         "device": "cpu",
         "dtype": "float64",
+        "backend": "torchscript",
         "skin": 0.25,
         "return_members": False,
     }

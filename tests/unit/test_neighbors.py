@@ -113,6 +113,50 @@ def test_skin_gives_a_fresh_search_along_a_random_walk(periodic):
     assert 2 <= neighbors.n_builds < 60
 
 
+def random_structure(seed: int, n_periodic: int, n_atoms: int, size: float) -> Atoms:
+    """A molecule, wire, slab or crystal; open directions may have no cell vector."""
+    generator = np.random.default_rng(seed)
+    pbc = generator.permutation(np.arange(3) < n_periodic)
+    cell = size * (np.eye(3) + generator.uniform(-0.3, 0.3, size=(3, 3)))
+    positions = generator.uniform(-0.5, 1.5, size=(n_atoms, 3)) @ cell
+    if generator.integers(2):
+        cell[~pbc] = 0.0
+    return Atoms(f"H{n_atoms}", positions=positions, cell=cell, pbc=pbc)
+
+
+@FAST
+@given(
+    seed=st.integers(0, 10**6),
+    n_periodic=st.integers(0, 3),
+    n_atoms=st.integers(1, 6),
+    size=st.floats(1.5, 6.0),
+    skin=st.sampled_from([0.0, 0.3, 1.0]),
+)
+def test_skin_leaves_no_trace_along_a_walk(seed, n_periodic, n_atoms, size, skin):
+    """The list is that of a fresh search in the same order, sorted and exactly symmetric."""
+    atoms = random_structure(seed, n_periodic, n_atoms, size)
+    neighbors = NeighborList(cutoff=4.0, skin=skin)
+    generator = np.random.default_rng(seed + 1)
+    # Mostly straight on, so that atoms meet, part and cross the skin.
+    drift = 0.05 * generator.normal(size=atoms.positions.shape)
+    for _ in range(10):
+        atoms.positions += drift + 0.01 * generator.normal(size=drift.shape)
+        edge_index, edge_shift, squared = neighbors.measured(atoms)
+        fresh_index, fresh_shift = search(atoms, 4.0)
+        np.testing.assert_array_equal(edge_index, fresh_index)
+        np.testing.assert_array_equal(edge_shift, fresh_shift)
+        assert edge_index.dtype == edge_shift.dtype == np.int64
+
+        rows = [tuple(row) for row in np.column_stack([*edge_index, edge_shift]).tolist()]
+        assert rows == sorted(rows)
+        place = {row: k for k, row in enumerate(rows)}
+        opposite = [place[j, i, -x, -y, -z] for i, j, x, y, z in rows]
+        vectors = edge_vectors(atomic_graph(atoms, (edge_index, edge_shift))).numpy()
+        np.testing.assert_array_equal(vectors[opposite], -vectors)
+        np.testing.assert_array_equal(squared[opposite], squared)
+        np.testing.assert_allclose(squared, (vectors**2).sum(axis=1), rtol=1e-12)
+
+
 def test_skin_rebuilds_only_beyond_half_of_it():
     atoms = molecule("H2O")
     neighbors = NeighborList(cutoff=3.0, skin=0.5)

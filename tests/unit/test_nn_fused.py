@@ -472,6 +472,39 @@ def test_kernels_are_the_formula(library, dtype, tolerance, channels):
         assert_near(one[turned], other[turned], tolerance)
 
 
+def pairs_of_atoms(distances):
+    """Inputs of one pair of atoms for each distance, with tables of random numbers."""
+    n = len(distances)
+    directions = torch.nn.functional.normalize(randn(n, 3, seed=3), dim=1)
+    harmonics = SphericalHarmonics(2)(torch.cat([directions, -directions]))
+    partner = torch.arange(2 * n).roll(n)
+    edges = DenseEdges(
+        partner.unsqueeze(1), torch.zeros(2 * n, 1, 3), torch.ones(2 * n, dtype=torch.int64)
+    )
+    table = couplings_of("natural")
+    radial = randn(MEMBERS, 40, 3, table.n_paths * CHANNELS, seed=4)
+    radial[:, -2:] = 0.0
+    features = randn(MEMBERS, 2 * n, table.n_left, CHANNELS)
+    return Inputs(features, harmonics.unsqueeze(1), distances.repeat(2).unsqueeze(1), edges, radial)
+
+
+def test_kernels_find_every_interval_of_a_table(library):
+    """From touching atoms to the last interval and beyond; any table, however rough."""
+    generator = torch.Generator().manual_seed(0)
+    shares = torch.rand(1000, generator=generator, dtype=torch.float64)
+    inputs = pairs_of_atoms(1.1 * CUTOFF * shares + 1e-3)
+    results = []
+    for kernel in (f"{library('natural')}:neighbor", None):
+        leaves = inputs.leaves()
+        rows = neighbor_rows("natural", inputs, leaves, kernel)
+        results.append([rows, *slopes_of(rows, leaves)])
+        results[-1][2] = results[-1][2][..., 1:]
+        inside = inputs.distances[:, 0] < CUTOFF
+        assert torch.equal(rows.flatten(2).any(dim=2)[0], inside)
+    for found, expected in zip(*results, strict=True):
+        assert_near(found, expected, 1e-12)
+
+
 def kernel_results(library, inputs, n_atoms=40):
     channels = inputs.features.shape[3]
     digest = library("natural", torch.float64, channels)

@@ -1,0 +1,133 @@
+"""What one step leaves to the next: pairs near contact, and the structure of the evaluation."""
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.calculators.calculator import Calculator, all_changes
+
+from ase_bayesmlip.calculator import SEEN
+from ase_bayesmlip.md.threshold import ContactWatch, close_contact
+
+
+def gas(n_atoms: int, size: float, pbc) -> Atoms:
+    positions = np.random.default_rng(n_atoms).uniform(0, size, (n_atoms, 3))
+    numbers = np.tile([1, 6, 55], n_atoms)[:n_atoms]
+    return Atoms(numbers, positions=positions, cell=size * np.eye(3), pbc=pbc)
+
+
+@pytest.mark.parametrize("pbc", [False, True, [True, True, False]])
+@pytest.mark.parametrize(("n_atoms", "size"), [(5, 4.0), (12, 9.0)])
+def test_contact_watch_says_what_a_full_search_says(n_atoms, size, pbc):
+    atoms = gas(n_atoms, size, pbc)
+    generator = np.random.default_rng(0)
+    watch = ContactWatch()
+    said = []
+    for step in range(60):
+        atoms.positions += 0.2 * generator.normal(size=(n_atoms, 3))
+        if step == 30:
+            atoms.numbers[:] = atoms.numbers[::-1]
+        if step == 45:
+            atoms.set_cell(1.1 * atoms.cell, scale_atoms=True)
+        for ratio in (0.3, 0.6):
+            expected = close_contact(atoms, ratio)
+            assert watch(atoms, ratio) == expected
+            said.append(expected)
+    assert 5 < said.count("") < 115  # both answers occur
+
+
+def test_contact_watch_at_the_limit():
+    """Half the sum of the radii of two hydrogen atoms is 0.31 Å."""
+    watch = ContactWatch()
+    for length in (0.31 - 1e-12, 0.31, 0.31 + 1e-12, np.nextafter(0.31, 0), np.nextafter(0.31, 1)):
+        atoms = Atoms("H2", [[0, 0, 0], [0, 0, length]])
+        assert watch(atoms, 0.5) == close_contact(atoms, 0.5)
+
+
+@pytest.mark.parametrize("atoms", [molecule("CH3CH2OH"), bulk("Cu"), Atoms("H"), Atoms()])
+@pytest.mark.parametrize("ratio", [0.5, 0.0])
+def test_contact_watch_on_ordinary_structures(atoms, ratio):
+    assert ContactWatch()(atoms, ratio) == ""
+
+
+def test_contact_watch_seldom_searches():
+    atoms = bulk("NaCl", "rocksalt", a=5.6, cubic=True)
+    watch = ContactWatch()
+    for step in range(50):
+        atoms.rattle(0.02, seed=step)
+        assert watch(atoms, 0.5) == ""
+    assert watch._neighbors.n_builds == 1
+
+
+def nothing(atoms):
+    pass
+
+
+def move(atoms):
+    atoms.positions[0, 0] += 1e-9
+
+
+def move_within_tolerance(atoms):
+    atoms.positions[:] = np.nextafter(atoms.positions, np.inf)
+
+
+def transmute(atoms):
+    atoms.numbers[0] = 1
+
+
+def deform(atoms):
+    atoms.cell[0, 0] += 1e-9
+
+
+def open_up(atoms):
+    atoms.pbc = [True, False, True]
+
+
+def remove(atoms):
+    del atoms[-1]
+
+
+def lose_itself(atoms):
+    atoms.positions[1, 1] = np.nan
+
+
+def charge(atoms):
+    atoms.set_initial_charges([0.5] * len(atoms))
+    atoms.set_initial_magnetic_moments([1.0] * len(atoms))
+
+
+def everything(atoms):
+    move(atoms)
+    transmute(atoms)
+    deform(atoms)
+    open_up(atoms)
+
+
+CHANGES = [
+    nothing,
+    move,
+    move_within_tolerance,
+    transmute,
+    deform,
+    open_up,
+    remove,
+    lose_itself,
+    charge,
+    everything,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda function: function.__name__)
+def test_changes_are_those_that_ase_finds(calculator, strained_co2, change):
+    calc = calculator("small")
+    strained_co2.positions %= 1.0  # so that a rounding error is below the tolerance
+    calc.atoms = strained_co2.copy()
+    change(strained_co2)
+    unseen = {name for name in all_changes if name not in SEEN}
+    expected = set(Calculator.check_state(calc, strained_co2)) - unseen
+    assert set(calc.check_state(strained_co2)) == expected
+    assert bool(expected) == (change not in (nothing, move_within_tolerance, charge))
+
+
+def test_before_the_first_evaluation_everything_has_changed(calculator, ethanol):
+    assert calculator("small").check_state(ethanol) == all_changes
