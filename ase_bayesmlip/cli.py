@@ -151,7 +151,7 @@ def _compile(arguments: argparse.Namespace) -> None:
 def _compile_file(path: Path, device: str, dtype: str | None) -> None:
     from ase_bayesmlip.serving.compiler import compile_served
 
-    print(f"compiling {path} for this machine (about a minute) ...", file=sys.stderr)
+    print(f"compiling {path} for this machine (one to two minutes) ...", file=sys.stderr)
     try:
         card = compile_served(path, device, dtype)
     except RuntimeError as error:

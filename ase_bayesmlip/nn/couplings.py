@@ -42,8 +42,6 @@ class Couplings:
         Components of the two factors.
     blocks : tuple of (dim, n_paths)
         Of each output irrep: its rows are a (dim, n_paths) block.
-    path_order : tuple of tuple of int
-        Paths of each output irrep, in the order of the block.
     right_degrees : tuple of int
         Degree of each component of the right factor.
     """
@@ -52,7 +50,6 @@ class Couplings:
     n_left: int
     n_right: int
     blocks: tuple[tuple[int, int], ...]
-    path_order: tuple[tuple[int, ...], ...]
     right_degrees: tuple[int, ...]
 
     @property
@@ -83,7 +80,7 @@ def couplings(
 ) -> Couplings:
     """Unroll the paths of a tensor product into rows."""
     left_slices, right_slices = component_slices(left), component_slices(right)
-    rows, blocks, order = [], [], []
+    rows, blocks = [], []
     for k, irrep in enumerate(out):
         own = [number for number, path in enumerate(paths) if path.out == k]
         for m in range(irrep.dim):
@@ -100,8 +97,5 @@ def couplings(
                 )
                 rows.append(Row(number, terms))
         blocks.append((irrep.dim, len(own)))
-        order.append(tuple(own))
     degrees = tuple(irrep.degree for irrep in right for _ in range(irrep.dim))
-    return Couplings(
-        tuple(rows), n_components(left), n_components(right), tuple(blocks), tuple(order), degrees
-    )
+    return Couplings(tuple(rows), n_components(left), n_components(right), tuple(blocks), degrees)
