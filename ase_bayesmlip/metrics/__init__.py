@@ -1,0 +1,85 @@
+"""Measures of errors and of error bars: pure functions of numpy arrays.
+
+One convention holds everywhere: **error = label - prediction**. Forces enter as (n_atoms, 3) with
+covariances (n_atoms, 3, 3), energies as (n_frames,) with variances (n_frames,). A result carries
+the unit of its input; nothing is converted.
+
+`scoring` has errors and proper scoring rules; `ellipsoids` the squared Mahalanobis distance and
+the laws it follows; `calibration` compares nominal with observed coverage, for error bars and for
+ellipsoids alike; `ranking` asks whether uncertainty finds large errors and foreign frames;
+`bootstrap` gives any of these numbers an interval that knows that atoms of a frame are not
+independent.
+
+Every function raises `ValueError` for input that is empty, not finite, of the wrong shape or out of
+range. None returns NaN.
+"""
+
+from __future__ import annotations
+
+from ase_bayesmlip.metrics.bootstrap import bootstrap_interval
+from ase_bayesmlip.metrics.calibration import (
+    calibration_curve,
+    calibration_error,
+    calibration_error_floor,
+    coverage,
+    interval_confidence,
+    pit_gaussian,
+    sharpness,
+)
+from ase_bayesmlip.metrics.ellipsoids import (
+    Law,
+    chi_squared_law,
+    ellipsoid_confidence,
+    hotelling_law,
+    mahalanobis_squared,
+    student_t_law,
+)
+from ase_bayesmlip.metrics.ranking import (
+    aupr,
+    auroc,
+    error_retention_area,
+    error_retention_curve,
+    fpr95,
+    spearman,
+)
+from ase_bayesmlip.metrics.scoring import (
+    crps_gaussian,
+    energy_score,
+    energy_score_gaussian,
+    gaussian_nll,
+    mae,
+    multivariate_gaussian_nll,
+    rmse,
+    student_t_nll,
+)
+
+__all__ = [
+    "Law",
+    "aupr",
+    "auroc",
+    "bootstrap_interval",
+    "calibration_curve",
+    "calibration_error",
+    "calibration_error_floor",
+    "chi_squared_law",
+    "coverage",
+    "crps_gaussian",
+    "ellipsoid_confidence",
+    "energy_score",
+    "energy_score_gaussian",
+    "error_retention_area",
+    "error_retention_curve",
+    "fpr95",
+    "gaussian_nll",
+    "hotelling_law",
+    "interval_confidence",
+    "mae",
+    "mahalanobis_squared",
+    "multivariate_gaussian_nll",
+    "pit_gaussian",
+    "rmse",
+    "sharpness",
+    "spearman",
+    "student_t_law",
+    "student_t_nll",
+]
