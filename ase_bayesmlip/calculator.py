@@ -29,6 +29,9 @@ FORCE_SPREAD = ["forces_var", "forces_uncertainty", "forces_std"]
 STRESS_SPREAD = ["stress_var", "stress_cov"]
 ENSEMBLE = ["energy_ensemble", "forces_ensemble", "stress_ensemble"]
 
+# What takes derivatives of its own where a posterior has draws, see `ModelCard.n_draws`.
+EXTRA = {"forces_cov", "forces_cov_epistemic", *FORCE_SPREAD, *STRESS_SPREAD, *ENSEMBLE}
+
 # What the model sees of a structure: no other change needs a new evaluation.
 SEEN = ["positions", "numbers", "cell", "pbc"]
 
@@ -55,6 +58,10 @@ class BayesianCalculator(Calculator):
         Neighbours are searched again when an atom has moved by half of it.
     return_members : bool
         Whether `results` holds ``energy_ensemble``, ``forces_ensemble`` and ``stress_ensemble``.
+    lazy : bool
+        Leave out of `results` what costs derivatives of its own until it is asked for by name: the
+        covariances of forces and stress of a last-layer Laplace posterior, but not its variances
+        of energies. Other posteriors have everything at no extra cost.
 
     Attributes
     ----------
@@ -77,6 +84,7 @@ class BayesianCalculator(Calculator):
         dtype: str | None = None,
         skin: float = 0.5,
         return_members: bool = False,
+        lazy: bool = False,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -97,6 +105,7 @@ class BayesianCalculator(Calculator):
             self.model = load_model(model, device or "cpu", dtype, backend)
         self.card: ModelCard = self.model.card
         self.return_members = return_members
+        self.lazy = lazy
         self._neighbors = NeighborList(self.card.cutoff, skin)
         self.implemented_properties = _implemented(self.card, return_members)
         self.parameters.update(
@@ -106,6 +115,7 @@ class BayesianCalculator(Calculator):
             backend=self.model.backend,
             skin=skin,
             return_members=return_members,
+            lazy=lazy,
         )
 
     def calculate(
@@ -126,8 +136,17 @@ class BayesianCalculator(Calculator):
         self.results = {}  # a structure that is refused must not keep the numbers of the last one
         graph = self._checked_graph(self.atoms, self._neighbors)
         stress = self.atoms.cell.rank == 3
-        prediction = self.model.predict([graph], stress=stress, members=self.return_members)
-        self.results = to_results(prediction, [len(self.atoms)])[0]
+        left_out = self.lazy and self.card.n_draws > 0 and EXTRA.isdisjoint(properties)
+        prediction = self.model.predict(
+            [graph],
+            stress=stress,
+            members=self.return_members and not left_out,
+            force_spread=not left_out,
+        )
+        results = to_results(prediction, [len(self.atoms)])[0]
+        # Without its epistemic part a total would be too small.
+        dropped = EXTRA if left_out else set()
+        self.results = {name: value for name, value in results.items() if name not in dropped}
 
     def evaluate(self, frames: Sequence[Atoms], batch_size: int = 32) -> list[dict[str, Any]]:
         """Results of many structures, evaluated `batch_size` at a time; the cache is untouched.

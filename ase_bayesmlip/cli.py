@@ -86,7 +86,9 @@ def _add_serve(commands: Any) -> None:
     parser = commands.add_parser("serve", help="write the posterior of a run as one file")
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a finished run")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the file, model.pt")
-    parser.add_argument("--samples", type=int, help="posterior samples (default: all members)")
+    parser.add_argument(
+        "--samples", type=int, help="draws (default: posterior.samples; of an ensemble, all)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the draw")
     parser.add_argument(
         "--backend",
@@ -124,14 +126,14 @@ def _serve(arguments: argparse.Namespace) -> None:
     frames = read_frames(paths, data.keys, data.units) if paths else []
     if frames and sha256(frames) in (state.record["train_sha256"], state.record["valid_sha256"]):
         raise ValueError(f"{paths} are the training or validation frames; give unseen ones")
-    export_members(members, state.config, state.record, arguments.output)
-    if arguments.backend == "aoti":
-        _compile_file(arguments.output, "cpu", None)
-    if frames and len(members) > 1:
+    card = export_members(members, state.config, state.record, arguments.output, arguments.seed)
+    if frames and card.has_epistemic:
         _calibrate(arguments.output, frames)
     elif not frames:
         print("no calibration frames: a monitor will need a threshold in eV/Å", file=sys.stderr)
     print(f"wrote {arguments.output}; look at it with: bayesmlip inspect {arguments.output}")
+    if arguments.backend == "aoti":
+        _compile_file(arguments.output, "cpu", None)
 
 
 def _add_compile(commands: Any) -> None:
@@ -188,47 +190,16 @@ def _add_inspect(commands: Any) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    from ase_bayesmlip.card import read_card
+    from ase_bayesmlip.card import describe, read_card
 
     card = read_card(arguments.model)
     if arguments.json:
         print(card.to_json())
         return
-    from ase.data import chemical_symbols
-
-    parts = [("epistemic (spread of members)", card.has_epistemic)]
-    parts += [("aleatoric energy", card.has_aleatoric_energy)]
-    parts += [("aleatoric forces", card.has_aleatoric_forces)]
-    calibration = card.calibration.get("n_frames")
-    rows = {
-        "posterior": f"{card.kind}, {card.n_members} member(s), ddof {card.ddof}",
-        "uncertainty": ", ".join(name for name, known in parts if known) or "none",
-        "backbone": f"{card.backbone}, {card.n_parameters} parameters per member",
-        "cutoff": f"{card.cutoff} Å",
-        "elements": ", ".join(
-            f"{chemical_symbols[z]} ({card.reference_energies[chemical_symbols[z]]:.4f} eV)"
-            for z in card.atomic_numbers
-        ),
-        "trained in": card.dtype,
-        "compiled for": ", ".join(_machine(record) for record in card.compiled) or "nothing",
-        "frames": f"{card.training.get('n_train', '?')} training, "
-        f"{card.training.get('n_valid', '?')} validation",
-        "data sha256": card.training.get("train_sha256", "?")[:16],
-        "thresholds from": f"{calibration} calibration frames" if calibration else "nothing",
-        "written": f"{card.created} with torch {card.versions.get('torch')}, "
-        f"ase_bayesmlip {card.versions.get('ase_bayesmlip')}",
-    }
+    rows = describe(card)
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"{name:>{width}}  {value}")
-
-
-def _machine(record: dict[str, Any]) -> str:
-    machine = record["machine"]
-    return (
-        f"{record['device']} in {record['dtype']} ({machine['system']} {machine['machine']}, torch "
-        f"{record['torch']}, table error {record['table_error']:.0e})"
-    )
 
 
 def _add_md(commands: Any) -> None:

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 import yaml
 
-from ase_bayesmlip.strict import ConfigError, from_dict
+from ase_bayesmlip.posterior_config import EnsembleConfig, PosteriorConfig, posterior_rules
+from ase_bayesmlip.strict import ConfigError, Rule, from_dict
 
 __all__ = [
     "Config",
@@ -24,7 +25,6 @@ __all__ = [
     "KeysConfig",
     "LossConfig",
     "ModelConfig",
-    "PosteriorConfig",
     "SeedsConfig",
     "TrainingConfig",
     "from_dict",
@@ -188,24 +188,6 @@ class SeedsConfig:
 
 
 @dataclass(frozen=True)
-class PosteriorConfig:
-    """How the uncertainty of the weights is represented.
-
-    Attributes
-    ----------
-    kind : "ensemble" or "point"
-    members : int
-        Independently trained potentials of an ensemble.
-    bootstrap : bool
-        Train each member on a resampled training set.
-    """
-
-    kind: Literal["ensemble", "point"] = "ensemble"
-    members: int = 4
-    bootstrap: bool = False
-
-
-@dataclass(frozen=True)
 class Config:
     """A whole training run."""
 
@@ -213,24 +195,18 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    posterior: PosteriorConfig = field(default_factory=PosteriorConfig)
+    posterior: PosteriorConfig = field(default_factory=EnsembleConfig)
     seeds: SeedsConfig = field(default_factory=SeedsConfig)
 
     def __post_init__(self) -> None:
         _check_ranges(self)
 
 
-# Key, value, whether it is allowed, what is allowed.
-_Rule = tuple[str, Any, bool, str]
-
-
 def _check_ranges(config: Config) -> None:
     rules = _model_rules(config.model) + _loss_rules(config.loss) + _training_rules(config.training)
-    fraction, members = config.data.valid_fraction, config.posterior.members
-    rules += [
-        ("data.valid_fraction", fraction, 0 < fraction < 1, "between 0 and 1"),
-        ("posterior.members", members, members >= 1, "at least 1"),
-    ]
+    rules += posterior_rules(config.posterior)
+    fraction = config.data.valid_fraction
+    rules.append(("data.valid_fraction", fraction, 0 < fraction < 1, "between 0 and 1"))
     for name, seed in dataclasses.asdict(config.seeds).items():
         rules.append((f"seeds.{name}", seed, seed >= 0, "not negative"))
     for name, value, valid, allowed in rules:
@@ -241,9 +217,14 @@ def _check_ranges(config: Config) -> None:
             "loss.kind nll_jef needs a force covariance, but model.covariance is 'none'; choose "
             "spd, iso or cholesky, or loss.kind nll_e or mse"
         )
+    if config.posterior.kind == "ivon" and config.loss.kind != "nll_jef":
+        raise ConfigError(
+            f"posterior.kind ivon needs a likelihood of energies and forces, but loss.kind is "
+            f"{config.loss.kind}; set it to nll_jef, or choose another posterior"
+        )
 
 
-def _model_rules(model: ModelConfig) -> list[_Rule]:
+def _model_rules(model: ModelConfig) -> list[Rule]:
     cutoff, widths, readout = model.cutoff, model.radial_hidden, model.readout_hidden
     return [
         ("model.cutoff", cutoff, 0 < cutoff < math.inf, "positive and finite"),
@@ -256,8 +237,8 @@ def _model_rules(model: ModelConfig) -> list[_Rule]:
     ]
 
 
-def _loss_rules(loss: LossConfig) -> list[_Rule]:
-    rules: list[_Rule] = [
+def _loss_rules(loss: LossConfig) -> list[Rule]:
+    rules: list[Rule] = [
         ("loss.beta", loss.beta, 0 <= loss.beta <= 1, "from 0 to 1"),
         ("loss.warmup_fraction", loss.warmup_fraction, 0 <= loss.warmup_fraction <= 1, "0 to 1"),
         ("loss.huber_delta", loss.huber_delta, loss.huber_delta > 0, "positive"),
@@ -268,9 +249,9 @@ def _loss_rules(loss: LossConfig) -> list[_Rule]:
     return rules
 
 
-def _training_rules(training: TrainingConfig) -> list[_Rule]:
+def _training_rules(training: TrainingConfig) -> list[Rule]:
     rate, decay = training.learning_rate, training.ema_decay
-    rules: list[_Rule] = [
+    rules: list[Rule] = [
         ("training.learning_rate", rate, 0 < rate < math.inf, "positive and finite"),
         ("training.ema_decay", decay, 0 <= decay < 1, "in [0, 1)"),
         ("training.clip_norm", training.clip_norm, training.clip_norm > 0, "positive"),
@@ -304,11 +285,13 @@ def load_config(path: str | Path) -> Config:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     config = from_dict(Config, content if content is not None else {})
-    return dataclasses.replace(config, data=_resolve_paths(config.data, path.resolve().parent))
+    return _resolve_paths(config, path.resolve().parent)
 
 
-def _resolve_paths(data: DataConfig, folder: Path) -> DataConfig:
+def _resolve_paths(config: Config, folder: Path) -> Config:
     def resolve(value: Any) -> Any:
+        if value is None:
+            return None
         if isinstance(value, list):
             return [resolve(item) for item in value]
         if not isinstance(value, str):
@@ -318,13 +301,17 @@ def _resolve_paths(data: DataConfig, folder: Path) -> DataConfig:
             raise ConfigError(f"data path {value!r} names an environment variable that is not set")
         return str(folder / Path(expanded).expanduser())
 
+    data, posterior = config.data, config.posterior
     reference = data.reference_energies
     if isinstance(reference, str) and reference != "fit":
         reference = resolve(reference)
-    return dataclasses.replace(
+    data = dataclasses.replace(
         data,
         train=resolve(data.train),
         valid=resolve(data.valid),
         calibration=resolve(data.calibration),
         reference_energies=reference,
     )
+    if hasattr(posterior, "start_from"):
+        posterior = dataclasses.replace(posterior, start_from=resolve(posterior.start_from))
+    return dataclasses.replace(config, data=data, posterior=posterior)

@@ -28,11 +28,18 @@ class MemberOutput(NamedTuple):
         Aleatoric variance of each atom's energy.
     forces_cov : Tensor or None, (K, n_atoms, 3, 3), (eV/Å)²
         Aleatoric covariance of each atom's force.
+    directions : Tensor or None, (R, n_atoms), eV
+        Epistemic uncertainty of the potential's own, in closed form: its atomic energies are those
+        above plus Σ_r ξ_r directions_r with independent ξ_r ~ N(0, 1).
+    draws : Tensor or None, (D, n_atoms), eV
+        Samples of that sum, whose derivatives are samples of the deviation of the forces.
     """
 
     atomic_energies: Tensor
     atomic_energies_var: Tensor | None
     forces_cov: Tensor | None
+    directions: Tensor | None
+    draws: Tensor | None
 
 
 class Prediction(NamedTuple):

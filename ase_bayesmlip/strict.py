@@ -10,6 +10,9 @@ from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 
+# Key, value, whether it is allowed, what is allowed.
+Rule = tuple[str, Any, bool, str]
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message says which key and why."""
@@ -45,6 +48,16 @@ def from_dict(cls: type[T], content: Any, path: str = "") -> T:
     return cls(**arguments)
 
 
+def _of_kind(options: tuple[Any, ...], content: Any, path: str) -> Any:
+    """The dataclass whose field `kind` has the given value; the first without a value."""
+    if not isinstance(content, dict) or "kind" not in content:
+        return options[0]
+    kinds = {typing.get_args(typing.get_type_hints(item)["kind"])[0]: item for item in options}
+    if content["kind"] not in kinds:
+        raise ConfigError(f"{path}.kind is {content['kind']!r}; allowed: {', '.join(kinds)}")
+    return kinds[content["kind"]]
+
+
 def _join(path: str, key: Any) -> str:
     return f"{path}.{key}" if path else str(key)
 
@@ -58,6 +71,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             raise ConfigError(f"{path} is {value!r}; allowed: {', '.join(map(str, arguments))}")
         return value
     if origin in (typing.Union, types.UnionType):
+        if all(dataclasses.is_dataclass(option) for option in arguments):
+            return from_dict(_of_kind(arguments, value, path), value, path)
         for option in arguments:
             try:
                 return _convert(option, value, path)

@@ -19,10 +19,10 @@ from ase_bayesmlip.config import (
     DataConfig,
     LossConfig,
     ModelConfig,
-    PosteriorConfig,
     TrainingConfig,
 )
 from ase_bayesmlip.nn.build import DataStatistics, build_potential
+from ase_bayesmlip.posterior_config import EnsembleConfig, PointConfig
 from ase_bayesmlip.serving.export import ServedModel, export_members
 from ase_bayesmlip.serving.runtime import load_model
 
@@ -146,7 +146,9 @@ def _members(spec, references):
         model=model,
         loss=LossConfig(kind=options["loss"]),
         training=TrainingConfig(dtype=options["dtype"]),
-        posterior=PosteriorConfig(kind=options["kind"], members=options["members"]),
+        posterior=PointConfig()
+        if options["kind"] == "point"
+        else EnsembleConfig(members=options["members"]),
     )
     elements = sorted(references)
     statistics = DataStatistics(elements, [references[z] for z in elements], 9.0, 0.2)

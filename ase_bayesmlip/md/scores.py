@@ -176,6 +176,8 @@ def _require(results: Mapping[str, Any], key: str, atoms: Atoms, score: str) -> 
         else "no built-in score is available from these results; a model that knows its "
         "epistemic uncertainty is needed (for example a deep ensemble)"
     )
+    if getattr(atoms.calc, "lazy", False):
+        remedy += "; the calculator was made with lazy=True, which leaves covariances out"
     raise PropertyNotImplementedError(
         f"score {score!r} needs {key!r}, which {holder} does not give; {remedy}"
     )

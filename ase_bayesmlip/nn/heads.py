@@ -44,15 +44,18 @@ class LayerReadout(nn.Module):
         n_weights = channels if tensor is not None else 0
         self.tensor_weight = nn.Parameter(torch.zeros(n_weights))
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, components, channels) to scalars (n, n_scalars) and tensor (n, 5) or (n, 0)."""
-        scalars = self.network(features[:, self.scalar_component])
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(n, components, channels) to scalars (n, n_scalars), tensor (n, 5) or (n, 0) and basis.
+
+        The basis, (n, hidden), is what the scalars are linear in: `basis` @ last weights.
+        """
+        scalars, basis = self.network.with_basis(features[:, self.scalar_component])
         if self.tensor_start >= 0:
             block = features[:, self.tensor_start : self.tensor_start + 5]
             tensor = (block @ self.tensor_weight) * self.factor
         else:
             tensor = features.new_zeros((features.shape[0], 0))
-        return scalars, tensor
+        return scalars, tensor, basis * self.network.factors[-1]
 
 
 def linear_tanh(x: Tensor, linear: float = 4.0, limit: float = 5.0) -> Tensor:

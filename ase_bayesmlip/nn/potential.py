@@ -93,6 +93,17 @@ class Potential(nn.Module):
 
     def forward(self, graph: AtomicGraph) -> MemberOutput:
         """Interaction energy of every atom and the aleatoric noise of the labels."""
+        return self.with_basis(graph)[0]
+
+    def with_basis(self, graph: AtomicGraph) -> tuple[MemberOutput, Tensor]:
+        """The output, and the functions that the energies are a linear combination of.
+
+        Returns
+        -------
+        output : MemberOutput
+        basis : Tensor, (n_atoms, P), eV
+            ∂e_i/∂w for the `readout_weights` w, which do not appear in it.
+        """
         # Differences first, precision after: coordinates far from the origin keep their digits.
         vectors = edge_vectors(graph).to(self.scale.dtype)
         distances = torch.sqrt((vectors * vectors).sum(dim=1))
@@ -103,9 +114,11 @@ class Potential(nn.Module):
         scalars = species @ self.bias
         noise, tensor = torch.zeros_like(scalars), torch.zeros_like(scalars[:, :0])
         n_tensors = 0
+        basis: list[Tensor] = []
         for layer, readout in zip(self.layers, self.readouts):  # noqa: B905 (TorchScript)
             features = layer(features, species, harmonics, radial, graph.edge_index)
-            out, t = readout(features)
+            out, t, hidden = readout(features)
+            basis.append(hidden)
             scalars = scalars + out
             noise = noise + out
             if t.shape[1] > 0:
@@ -115,7 +128,9 @@ class Potential(nn.Module):
         # Energies add over layers; the variance channels are averaged, plus one bias per element.
         variance_channels = (noise / n_layers + species @ self.bias)[:, 1:]
         energy_var, cov = self._noise(variance_channels, tensor / max(n_tensors, 1), graph)
-        return MemberOutput((self.scale * scalars[:, 0]).unsqueeze(0), energy_var, cov)
+        energies = (self.scale * scalars[:, 0]).unsqueeze(0)
+        output = MemberOutput(energies, energy_var, cov, None, None)
+        return output, self.scale * torch.cat(basis, dim=1)
 
     def _noise(
         self, channels: Tensor, tensor: Tensor, graph: AtomicGraph
@@ -141,3 +156,26 @@ class Potential(nn.Module):
         count = zeros.index_add(0, graph.batch, torch.ones_like(raw))
         mean = zeros.index_add(0, graph.batch, raw) / count
         return (self.noise.energy_variance(mean) / count).index_select(0, graph.batch)
+
+
+def readout_weights(potential: Potential) -> Tensor:
+    """The weights that energies are linear in, (P,), in the order of `Potential.with_basis`.
+
+    The last layer of each readout; the bias of each element is not among them, since labels do
+    not say how an energy divides over the elements.
+    """
+    return torch.cat([matrix[:, 0] for matrix in _last_weights(potential)])
+
+
+def set_readout_weights(potential: Potential, weights: Tensor) -> None:
+    """Replace them by (P,) others, in place."""
+    last = _last_weights(potential)
+    parts = weights.split([len(matrix) for matrix in last])
+    with torch.no_grad():
+        for matrix, part in zip(last, parts, strict=True):
+            matrix[:, 0] = part
+
+
+def _last_weights(potential: Potential) -> list[Tensor]:
+    """Last matrix of each readout; its first column makes the energy."""
+    return [readout.network.weights[-1] for readout in potential.readouts]  # type: ignore[union-attr,index]

@@ -72,8 +72,14 @@ class DenseNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, widths[0]) to (n, widths[-1])."""
+        return self.with_basis(x)[0]
+
+    def with_basis(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs (n, widths[-1]), and the (n, widths[-2]) that the last map is applied to."""
+        basis = x
         for index, weight in enumerate(self.weights):
             if index > 0:
                 x = nn.functional.silu(x)
+            basis = x
             x = x @ (weight * self.factors[index])
-        return x
+        return x, basis

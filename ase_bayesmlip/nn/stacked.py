@@ -170,7 +170,7 @@ class StackedPotential(nn.Module):
             none = channels.new_zeros((*channels.shape[:2], 0))
             mean = torch.stack(tensors).mean(dim=0) if tensors else none
             covariance = self._force_covariance(channels, mean)
-        return MemberOutput(energies, variance, covariance)
+        return MemberOutput(energies, variance, covariance, None, None)
 
     def _energy_variance(self, raw: Tensor, batch: Tensor, n_graphs: int) -> Tensor:
         scale = self.get_buffer("energy_scale").unsqueeze(1)

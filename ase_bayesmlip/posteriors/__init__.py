@@ -4,6 +4,12 @@ Each module has `Config`, `State`, `fit()` and `draw()`, in that order. The dict
 whole plugin system: a new method is a new file and a new line here.
 """
 
-from ase_bayesmlip.posteriors import ensemble, point
+from ase_bayesmlip.posteriors import ensemble, ivon, laplace, point, swag
 
-POSTERIORS = {"ensemble": ensemble, "point": point}
+POSTERIORS = {
+    "ensemble": ensemble,
+    "ivon": ivon,
+    "laplace": laplace,
+    "point": point,
+    "swag": swag,
+}

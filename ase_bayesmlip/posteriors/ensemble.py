@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from ase_bayesmlip.config import Config as RunConfig
-from ase_bayesmlip.config import PosteriorConfig as Config
 from ase_bayesmlip.nn.potential import Potential
+from ase_bayesmlip.posterior_config import EnsembleConfig as Config
 from ase_bayesmlip.posteriors.members import TrainedMembers as State
 from ase_bayesmlip.posteriors.members import load_members as load
 from ase_bayesmlip.posteriors.members import train_members
@@ -35,15 +35,17 @@ def fit(
     ValueError
         If fewer than two members are asked for: one has no spread.
     """
-    if config.posterior.members < 2:
+    settings = config.posterior
+    assert isinstance(settings, Config)
+    if settings.members < 2:
         raise ValueError(
-            f"posterior.members is {config.posterior.members}; an ensemble needs at least 2 (use "
+            f"posterior.members is {settings.members}; an ensemble needs at least 2 (use "
             "posterior.kind point for a single potential)"
         )
     return train_members(
         config,
-        config.posterior.members,
-        config.posterior.bootstrap,
+        settings.members,
+        settings.bootstrap,
         folder,
         resume=resume,
         device=device,

@@ -1,33 +1,30 @@
-"""Independently trained potentials in the folder of a run: what point and ensemble share.
-
-A run is a folder with ``config.yaml`` (resolved), ``run.json`` (statistics and checksums of the
-data) and one folder per member, each with its own checkpoint.
-"""
+"""Independently trained potentials: what all posteriors start from."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import multiprocessing
 import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
-from ase_bayesmlip.config import Config, to_dict
+from ase_bayesmlip.config import Config
 from ase_bayesmlip.nn.build import DataStatistics, build_potential
 from ase_bayesmlip.nn.potential import Potential
-from ase_bayesmlip.strict import from_dict
+from ase_bayesmlip.posteriors.run_folder import member_name, prepare_run, read_run
 from ase_bayesmlip.training.allocator import keep_freed_memory
 from ase_bayesmlip.training.data import GraphDataset, TrainingData, load_training_data
 from ase_bayesmlip.training.distributed import barrier, process_group, rank, world_size
 from ase_bayesmlip.training.loop import Trainer
-from ase_bayesmlip.training.state import differences, load_state, run_identity
+from ase_bayesmlip.training.state import differences, load_state
+
+Weights = dict[str, Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +42,7 @@ class TrainedMembers:
 
     config: Config
     record: dict[str, Any]
-    weights: tuple[dict[str, Tensor], ...]
+    weights: tuple[Weights, ...]
 
     @property
     def statistics(self) -> DataStatistics:
@@ -54,14 +51,38 @@ class TrainedMembers:
 
     def potentials(self) -> list[Potential]:
         """The members as potentials in float64, whatever they were trained in."""
-        potentials = []
-        for weights in self.weights:
-            potential = build_potential(
-                self.config.model, self.config.loss.kind, self.statistics, seed=0
-            )
-            potential.load_state_dict(weights)
-            potentials.append(potential.eval().requires_grad_(False))
-        return potentials
+        return [self.potential(weights) for weights in self.weights]
+
+    def potential(self, weights: Weights) -> Potential:
+        """A potential of this run with the given weights, in float64 and without gradients."""
+        potential = build_potential(
+            self.config.model, self.config.loss.kind, self.statistics, seed=0
+        )
+        potential.load_state_dict(weights)
+        return potential.eval().requires_grad_(False)
+
+
+@dataclasses.dataclass(frozen=True)
+class AroundMembers:
+    """State of a posterior that has a distribution of the weights around each member.
+
+    Attributes
+    ----------
+    run : TrainedMembers
+        With the weights at the centre.
+    """
+
+    run: TrainedMembers
+
+    @property
+    def config(self) -> Config:
+        """Configuration of the run."""
+        return self.run.config
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the run kept of its data."""
+        return self.run.record
 
 
 def train_members(
@@ -86,33 +107,105 @@ def train_members(
         If the data or the configuration differ from those of the run that is resumed, or if
         `jobs` is more than 1 under torchrun.
     """
+    _check_jobs(jobs)
+    with process_group(device) as own:
+        prepare_run(config, load_training_data(config), folder, resume)
+        arguments = [(config, folder, index, bootstrap, resume, own) for index in range(n_members)]
+        run_members(train_member, arguments, jobs, progress)
+        barrier()  # the last checkpoint is rank 0's to write and everyone's to read
+    return load_members(folder)
+
+
+def _check_jobs(jobs: int) -> None:
     if world_size() > 1 and jobs > 1:
         raise ValueError(
             f"jobs is {jobs}, but under torchrun members are trained one after another, each on "
             "all processes; leave it at 1"
         )
-    jobs = min(jobs, n_members)
-    with process_group(device) as own:
-        prepare_run(config, load_training_data(config), folder, resume)
-        arguments = [(config, folder, index, bootstrap, resume, own) for index in range(n_members)]
-        if jobs > 1:
-            _train_in_processes(arguments, jobs, progress)
-        else:
-            for item in arguments:
-                train_member(*item, progress and rank() == 0)
-        barrier()  # the last checkpoint is rank 0's to write and everyone's to read
-    return load_members(folder)
 
 
-def _train_in_processes(
-    arguments: list[tuple[Config, Path, int, bool, bool, str]], jobs: int, progress: bool
+def starting_members(
+    config: Config, folder: Path, resume: bool, device: str, jobs: int, progress: bool
+) -> TrainedMembers:
+    """The potentials that a posterior starts from: those of another run, or trained here.
+
+    Raises
+    ------
+    ValueError
+        If the other run has another potential, other data or fewer members.
+    """
+    posterior = config.posterior
+    n_members, start_from = posterior.members, posterior.start_from  # type: ignore[union-attr]
+    if start_from is None:
+        return train_members(
+            config, n_members, False, folder, resume, device=device, jobs=jobs, progress=progress
+        )
+    start = load_members(Path(start_from))
+    with process_group(device):
+        data = load_training_data(config)
+        _check_start(start, config, data, n_members)
+        prepare_run(config, data, folder, resume)
+        barrier()
+    weights = start.weights[:n_members]
+    return TrainedMembers(config, data.record(), weights)
+
+
+def _check_start(start: TrainedMembers, config: Config, data: TrainingData, n_members: int) -> None:
+    where = f"posterior.start_from: {config.posterior.start_from}"  # type: ignore[union-attr]
+    there, here = (
+        {"model": dataclasses.asdict(item.model), "loss": {"kind": item.loss.kind}}
+        for item in (start.config, config)
+    )
+    changed = differences(there, here)
+    if changed:
+        raise ValueError(f"{where} holds another potential ({'; '.join(changed)})")
+    if len(start.weights) < n_members:
+        raise ValueError(f"{where} holds {len(start.weights)} members; {n_members} are asked for")
+    record = data.record()
+    for name in ("train_sha256", "statistics"):
+        if start.record[name] != record[name]:
+            raise ValueError(f"{where} was trained on other data ({name} differs)")
+
+
+def fit_members(
+    function: Callable[..., None],
+    start: TrainedMembers,
+    folder: Path,
+    resume: bool,
+    device: str,
+    jobs: int,
+    progress: bool,
 ) -> None:
+    """Fit a posterior around each member, one after another or in processes.
+
+    The function is called as ``function(config, folder of the member, index, weights, resume,
+    device, progress, position)``.
+    """
+    _check_jobs(jobs)
+    with process_group(device) as own:
+        arguments = [
+            (start.config, folder / member_name(index), index, weights, resume, own)
+            for index, weights in enumerate(start.weights)
+        ]
+        run_members(function, arguments, jobs, progress)
+        barrier()
+
+
+def run_members(
+    function: Callable[..., None], arguments: Sequence[tuple[Any, ...]], jobs: int, progress: bool
+) -> None:
+    """Call ``function(*item, progress, position)`` for each item, `jobs` at a time in processes."""
+    jobs = min(jobs, len(arguments))
+    if jobs <= 1:
+        for item in arguments:
+            function(*item, progress and rank() == 0, 0)
+        return
     context = multiprocessing.get_context("spawn")
     n_threads = max(1, available_cores() // jobs)
     with ProcessPoolExecutor(jobs, context, _start_worker, (n_threads,)) as pool:
         futures = [
-            pool.submit(train_member, *item, progress, position=item[2] % jobs)
-            for item in arguments
+            pool.submit(function, *item, progress, index % jobs)
+            for index, item in enumerate(arguments)
         ]
         try:
             for future in futures:
@@ -146,17 +239,13 @@ def train_member(
     position: int = 0,
 ) -> None:
     """Train member number `index`: its seeds are those of the configuration plus the index."""
-    dtype = getattr(torch, config.training.dtype)
-    data = load_training_data(config)
-    cutoff = config.model.cutoff
-    train = GraphDataset(data.train, data.references, cutoff, dtype, device)
-    valid = GraphDataset(data.valid, data.references, cutoff, dtype, device)
+    data, train, valid = member_data(config, device)
     potential = build_potential(
         config.model,
         config.loss.kind,
         data.statistics,
         seed=config.seeds.initialisation + index,
-        dtype=dtype,
+        dtype=getattr(torch, config.training.dtype),
     ).to(device)
     order = None
     if bootstrap:
@@ -175,44 +264,20 @@ def train_member(
     trainer.run(progress, position=position)
 
 
-def member_name(index: int) -> str:
-    """Name of a member's folder."""
-    return f"member-{index:02d}"
+def member_data(config: Config, device: str) -> tuple[TrainingData, GraphDataset, GraphDataset]:
+    """The data of a run, and its training and validation frames as graphs."""
+    dtype, cutoff = getattr(torch, config.training.dtype), config.model.cutoff
+    data = load_training_data(config)
+    train = GraphDataset(data.train, data.references, cutoff, dtype, device)
+    return data, train, GraphDataset(data.valid, data.references, cutoff, dtype, device)
 
 
-def prepare_run(config: Config, data: TrainingData, folder: Path, resume: bool) -> None:
-    """Write ``config.yaml`` and ``run.json``, or check them against a run to be resumed."""
-    record = data.record()
-    written = folder / "run.json"
-    if any(folder.glob("member-*/checkpoint.pt")) and written.exists():
-        if not resume:
-            raise FileExistsError(
-                f"{folder} already holds a run; continue it with --resume, or train elsewhere"
-            )
-        _check_same_run(config, record, folder)
-    barrier()  # the others must not read what rank 0 is writing
-    if rank() > 0:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
-    (folder / "config.yaml").write_text(text, encoding="utf-8")
-    written.write_text(json.dumps(record, indent=1), encoding="utf-8")
-
-
-def _check_same_run(config: Config, record: dict[str, Any], folder: Path) -> None:
-    content = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    changed = differences(run_identity(from_dict(Config, content)), run_identity(config))
-    if changed:
-        raise ValueError(
-            f"{folder} holds a run with other settings ({'; '.join(changed)}); restore them, or "
-            "train into another folder"
-        )
-    old = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    for name in ("train", "valid"):
-        if old[f"{name}_sha256"] != record[f"{name}_sha256"]:
-            raise ValueError(f"{folder}: the {name} frames have changed since the run began")
-    if old["statistics"] != record["statistics"]:
-        raise ValueError(f"{folder}: the reference energies have changed since the run began")
+def started_member(config: Config, data: TrainingData, weights: Weights, device: str) -> Potential:
+    """A trainable potential with the given weights, in the precision of the training."""
+    dtype = getattr(torch, config.training.dtype)
+    potential = build_potential(config.model, config.loss.kind, data.statistics, 0, dtype)
+    potential.load_state_dict(weights)
+    return potential.to(device)
 
 
 def load_members(folder: Path) -> TrainedMembers:
@@ -225,16 +290,11 @@ def load_members(folder: Path) -> TrainedMembers:
     ValueError
         If a member has not finished training.
     """
-    folder = Path(folder)
-    if not (folder / "run.json").is_file() or not (folder / "config.yaml").is_file():
-        raise FileNotFoundError(f"{folder} is no run written by `bayesmlip train`")
-    content = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    config = from_dict(Config, content)
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    n_members = config.posterior.members if config.posterior.kind == "ensemble" else 1
+    config, record = read_run(folder)
+    n_members = getattr(config.posterior, "members", 1)
     weights = []
     for index in range(n_members):
-        path = folder / member_name(index) / "checkpoint.pt"
+        path = Path(folder) / member_name(index) / "checkpoint.pt"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: train the run with --resume to its end")
         state = load_state(path)

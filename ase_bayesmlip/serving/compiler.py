@@ -20,7 +20,7 @@ from ase import Atoms
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ase_bayesmlip.card import ModelCard, read_card
-from ase_bayesmlip.config import Config
+from ase_bayesmlip.config import ModelConfig
 from ase_bayesmlip.graph import AtomicGraph, batch_graphs
 from ase_bayesmlip.native import load_kernels
 from ase_bayesmlip.neighbors import graph_of
@@ -117,7 +117,13 @@ def compile_served(path: Path, device: str = "cpu", dtype: str | None = None) ->
 def rebuild_members(path: Path) -> tuple[list[Potential], torch.Tensor]:
     """Potentials with the weights of a served file, in float64, and its reference energies."""
     card = read_card(path)
-    config = from_dict(Config, card.config)
+    if card.n_draws > 0:
+        raise RuntimeError(
+            f"{path} holds a {card.kind} posterior with drawn readouts, which the compiled backend "
+            "cannot evaluate yet"
+        )
+    model = from_dict(ModelConfig, card.config["model"])
+    loss_kind = card.config["loss"]["kind"]
     with quiet_torchscript():
         module = torch.jit.load(str(path), map_location="cpu")
     members = []
@@ -130,7 +136,7 @@ def rebuild_members(path: Path) -> tuple[list[Potential], torch.Tensor]:
             avg_n_neighbors=1.0 / convolution.normalisation,
             force_rms=float(state["scale"]),
         )
-        potential = build_potential(config.model, config.loss.kind, statistics, seed=0)
+        potential = build_potential(model, loss_kind, statistics, seed=0)
         potential.load_state_dict({name: state[name] for name in potential.state_dict()})
         members.append(potential.eval().requires_grad_(False))
     return members, module.reference_energies.detach().to(torch.float64)

@@ -7,6 +7,7 @@ how the samples were obtained.
 import copy
 import datetime
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from ase_bayesmlip.nn.derivatives import (
     stress_from_strain_gradient,
     with_derivative_inputs,
 )
+from ase_bayesmlip.nn.last_layer import LastLayerPotential
 from ase_bayesmlip.nn.potential import MAX_ATOMIC_NUMBER, Potential
-from ase_bayesmlip.prediction import Prediction
+from ase_bayesmlip.prediction import MemberOutput, Prediction
 from ase_bayesmlip.serving.archive import quiet_torchscript, write_served
-from ase_bayesmlip.serving.mixture import mix
+from ase_bayesmlip.serving.mixture import Means, OwnSpread, mix
 from ase_bayesmlip.serving.runtime import (
     DTYPES,
     expected_numbers,
@@ -39,14 +41,18 @@ class ServedModel(nn.Module):
 
     Parameters
     ----------
-    members : list of Potential
+    members : sequence of Potential or LastLayerPotential
         Samples of the posterior, in float64.
     reference_energies : dict of int to float, eV
     """
 
     reference_energies: Tensor
 
-    def __init__(self, members: list[Potential], reference_energies: dict[int, float]) -> None:
+    def __init__(
+        self,
+        members: Sequence[Potential | LastLayerPotential],
+        reference_energies: dict[int, float],
+    ) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
         table = torch.zeros(MAX_ATOMIC_NUMBER + 1, dtype=torch.float64)
@@ -54,7 +60,9 @@ class ServedModel(nn.Module):
             table[number] = energy
         self.register_buffer("reference_energies", table)
 
-    def forward(self, graph: AtomicGraph, stress: bool, members: bool) -> Prediction:
+    def forward(
+        self, graph: AtomicGraph, stress: bool, members: bool, force_spread: bool = True
+    ) -> Prediction:
         """Mean and covariance of the posterior for a batch of structures.
 
         Parameters
@@ -64,63 +72,112 @@ class ServedModel(nn.Module):
             Whether to compute stress; structures without a volume get zero.
         members : bool
             Whether to return each sample's energies, forces and stress.
+        force_spread : bool
+            Whether to compute the epistemic covariance of forces and stress where that takes
+            derivatives of its own (`MemberOutput.draws`); elsewhere it is always there.
         """
+        outputs: list[MemberOutput] = []
         energies: list[Tensor] = []
         forces: list[Tensor] = []
         stresses: list[Tensor] = []
-        energy_noise: list[Tensor] = []
-        force_noise: list[Tensor] = []
+        draw_forces: list[Tensor] = []
+        draw_stresses: list[Tensor] = []
+        energy_noise: list[Tensor | None] = []
+        force_noise: list[Tensor | None] = []
         for member in self.members:
             leaf, positions, strain = with_derivative_inputs(graph, stress)
+            leaves = [positions, strain] if stress else [positions]
             output = member(leaf)
-            leaves = [positions]
-            if stress:
-                leaves.append(strain)
-            for k in range(output.atomic_energies.shape[0]):
-                slopes = gradients(output.atomic_energies[k].sum(), leaves, False)
-                energies.append(output.atomic_energies[k].detach().to(torch.float64))
-                forces.append(-slopes[0])
-                if stress:
-                    stresses.append(stress_from_strain_gradient(slopes[1], graph.cell))
-            variance, covariance = output.atomic_energies_var, output.forces_cov
-            if variance is not None:
-                energy_noise.append(variance.detach().mean(dim=0).to(torch.float64))
-            if covariance is not None:
-                force_noise.append(covariance.detach().mean(dim=0).to(torch.float64))
+            draws = output.draws
+            force, sigma = derivatives(output.atomic_energies, leaves, graph.cell)
+            energies.append(output.atomic_energies.detach().to(torch.float64))
+            forces.append(force)
+            stresses.append(sigma)
+            if draws is not None and force_spread:
+                force, sigma = derivatives(draws, leaves, graph.cell)
+                draw_forces.append(force)
+                draw_stresses.append(sigma)
+            energy_noise.append(output.atomic_energies_var)
+            force_noise.append(output.forces_cov)
+            outputs.append(output)
         all_stresses: Tensor | None = None
-        atomic_noise: Tensor | None = None
-        mean_force_noise: Tensor | None = None
-        if len(stresses) > 0:
-            all_stresses = torch.stack(stresses)
-        if len(energy_noise) > 0:
-            atomic_noise = torch.stack(energy_noise).mean(dim=0)
-        if len(force_noise) > 0:
-            mean_force_noise = torch.stack(force_noise).mean(dim=0)
+        if stress:
+            all_stresses = torch.cat(stresses)
         return mix(
             graph,
             self.reference_energies,
-            torch.stack(energies),
-            torch.stack(forces),
-            all_stresses,
-            atomic_noise,
-            mean_force_noise,
+            Means(torch.cat(energies), torch.cat(forces), all_stresses),
+            own_spread(outputs, draw_forces, draw_stresses, stress),
+            mean_noise(energy_noise),
+            mean_noise(force_noise),
             members,
         )
 
 
+def derivatives(energies: Tensor, leaves: list[Tensor], cell: Tensor) -> tuple[Tensor, Tensor]:
+    """Forces (K, n_atoms, 3) and, with a strain among the leaves, stress (K, n_graphs, 3, 3)."""
+    forces: list[Tensor] = []
+    stresses: list[Tensor] = []
+    for k in range(energies.shape[0]):
+        slopes = gradients(energies[k].sum(), leaves, False)
+        forces.append(-slopes[0])
+        strain_gradient = slopes[1] if len(leaves) > 1 else torch.zeros_like(cell)
+        stresses.append(stress_from_strain_gradient(strain_gradient, cell))
+    return torch.stack(forces), torch.stack(stresses)
+
+
+def own_spread(
+    outputs: list[MemberOutput], forces: list[Tensor], stresses: list[Tensor], stress: bool
+) -> OwnSpread | None:
+    """What the members know of their own uncertainty, stacked; None if they know nothing."""
+    directions: list[Tensor] = []
+    draws: list[Tensor] = []
+    for output in outputs:
+        direction, draw = output.directions, output.draws
+        if direction is not None and draw is not None:
+            directions.append(direction.detach().to(torch.float64))
+            draws.append(draw.detach().to(torch.float64))
+    if len(directions) == 0:
+        return None
+    all_forces: Tensor | None = None
+    all_stresses: Tensor | None = None
+    if len(forces) > 0:
+        all_forces = torch.stack(forces)
+        if stress:
+            all_stresses = torch.stack(stresses)
+    return OwnSpread(torch.stack(directions), torch.stack(draws), all_forces, all_stresses)
+
+
+def mean_noise(parts: list[Tensor | None]) -> Tensor | None:
+    """Average of the members' (K, ...) noise in float64; None where it is not trained."""
+    known: list[Tensor] = []
+    for part in parts:
+        if part is not None:
+            known.append(part.detach().mean(dim=0).to(torch.float64))
+    if len(known) == 0:
+        return None
+    return torch.stack(known).mean(dim=0)
+
+
 def export_members(
-    members: list[Potential], config: Config, record: dict[str, Any], path: Path
+    members: Sequence[Potential | LastLayerPotential],
+    config: Config,
+    record: dict[str, Any],
+    path: Path,
+    seed: int | None = None,
 ) -> ModelCard:
     """Mix posterior samples and write them as one served file.
 
     Parameters
     ----------
-    members : list of Potential
-        In float64, on the CPU.
+    members : sequence of Potential or LastLayerPotential
+        In float64, on the CPU. Their weights are rounded to the precision of the training.
     config : Config
         Of the training run.
     record : dict
         What the run kept of its data (`TrainingData.record`).
+    seed : int or None
+        Of the draw, for the card.
 
     Returns
     -------
@@ -131,17 +188,25 @@ def export_members(
     references = dict(
         zip(statistics["atomic_numbers"], statistics["reference_energies"], strict=True)
     )
+    for parameter in (p for member in members for p in member.parameters()):
+        parameter.data = parameter.data.to(DTYPES[config.training.dtype]).to(torch.float64)
     model = ServedModel(members, references)
     graph = probe_graph(record["probe"], config.model.cutoff)
     expected = expected_numbers(model(graph, False, False))
-    card = _card(members, config, record, {**record["probe"], "expected": expected})
+    card = _card(members, config, record, {**record["probe"], "expected": expected}, seed)
     save_served(model, card, path)
     return card
 
 
 def _card(
-    members: list[Potential], config: Config, record: dict[str, Any], probe: dict[str, Any]
+    members: Sequence[Potential | LastLayerPotential],
+    config: Config,
+    record: dict[str, Any],
+    probe: dict[str, Any],
+    seed: int | None,
 ) -> ModelCard:
+    first = members[0]
+    n_draws = first.deviations.shape[1] if isinstance(first, LastLayerPotential) else 0
     statistics = record["statistics"]
     symbols = [chemical_symbols[z] for z in statistics["atomic_numbers"]]
     return ModelCard(
@@ -152,10 +217,13 @@ def _card(
         atomic_numbers=statistics["atomic_numbers"],
         dtype=config.training.dtype,
         reference_energies=dict(zip(symbols, statistics["reference_energies"], strict=True)),
-        has_epistemic=len(members) > 1,
-        has_aleatoric_energy=members[0].has_energy_noise,
-        has_aleatoric_forces=members[0].covariance != "none",
-        n_parameters=sum(parameter.numel() for parameter in members[0].parameters()),
+        ddof=1 if len(members) > 1 else 0,
+        n_draws=n_draws,
+        seed=seed,
+        has_epistemic=len(members) > 1 or n_draws > 0,
+        has_aleatoric_energy=first.has_energy_noise,
+        has_aleatoric_forces=first.covariance != "none",
+        n_parameters=sum(parameter.numel() for parameter in first.parameters()),
         training={k: value for k, value in record.items() if k not in ("statistics", "probe")},
         config=_without_paths(to_dict(config)),
         probe=probe,
@@ -179,7 +247,10 @@ def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
     data = dict(config["data"])
     for key in ("train", "valid", "calibration", "reference_energies"):
         data[key] = strip(data[key])
-    return {**config, "data": data}
+    posterior = dict(config["posterior"])
+    if "start_from" in posterior:
+        posterior["start_from"] = strip(posterior["start_from"])
+    return {**config, "data": data, "posterior": posterior}
 
 
 def save_served(model: ServedModel, card: ModelCard, path: Path) -> None:

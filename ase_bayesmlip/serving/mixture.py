@@ -1,10 +1,16 @@
 """The law of total variance over posterior samples.
 
-    mean = ⟨μ_s⟩,   Σ_epistemic = cov_s(μ_s) (divided by S - 1),   Σ_aleatoric = ⟨Σ_s⟩
+    mean = ⟨μ_s⟩,   Σ_epistemic = cov_s(μ_s) + ⟨Σ_s,own⟩,   Σ_aleatoric = ⟨Σ_s⟩
+
+The spread over samples divides by S - 1. A sample may also know an epistemic part of its own (a
+Laplace approximation inside it), whose draws have a known mean and divide by their number.
 
 A pure function that both backends share; it scripts.
 """
 
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 
 from ase_bayesmlip.graph import AtomicGraph
@@ -13,12 +19,54 @@ from ase_bayesmlip.prediction import Prediction, to_voigt
 from ase_bayesmlip.statistics import sample_covariance, sample_variance
 
 
+class Means(NamedTuple):
+    """What each of S samples predicts.
+
+    Attributes
+    ----------
+    energies : Tensor of float64, (S, n_atoms), eV, interaction energies
+    forces : Tensor, (S, n_atoms, 3), eV/Å
+    stresses : Tensor or None, (S, n_graphs, 3, 3), eV/Å³
+    """
+
+    energies: Tensor
+    forces: Tensor
+    stresses: Tensor | None
+
+
+class OwnSpread(NamedTuple):
+    """The epistemic uncertainty that each of S samples has of its own, see `MemberOutput`.
+
+    Attributes
+    ----------
+    directions : Tensor of float64, (S, R, n_atoms), eV
+    energies : Tensor of float64, (S, D, n_atoms), eV
+        Drawn deviations.
+    forces : Tensor or None, (S, D, n_atoms, 3), eV/Å
+        None where they were not asked for.
+    stresses : Tensor or None, (S, D, n_graphs, 3, 3), eV/Å³
+    """
+
+    directions: Tensor
+    energies: Tensor
+    forces: Tensor | None
+    stresses: Tensor | None
+
+
+class Spread(NamedTuple):
+    """Epistemic moments under the names of `Prediction`; None where unknown."""
+
+    energy_var: Tensor | None
+    atomic_energies_var: Tensor | None
+    forces_cov: Tensor | None
+    stress_cov: Tensor | None
+
+
 def mix(
     graph: AtomicGraph,
     reference_energies: Tensor,
-    atomic: Tensor,
-    forces: Tensor,
-    stresses: Tensor | None,
+    means: Means,
+    own: OwnSpread | None,
     atomic_noise: Tensor | None,
     force_noise: Tensor | None,
     members: bool,
@@ -28,54 +76,111 @@ def mix(
     Parameters
     ----------
     reference_energies : Tensor of float64, (119,), eV, by atomic number
-    atomic : Tensor of float64, (S, n_atoms), eV, interaction energies
-    forces : Tensor, (S, n_atoms, 3), eV/Å
-    stresses : Tensor or None, (S, n_graphs, 3, 3), eV/Å³
     atomic_noise : Tensor of float64 or None, (n_atoms,), eV², averaged over samples
     force_noise : Tensor of float64 or None, (n_atoms, 3, 3), (eV/Å)², averaged over samples
     members : bool
         Whether to return each sample's energies, forces and stress.
     """
     reference = reference_energies.index_select(0, graph.atomic_numbers)
-    total = sum_by_graph(atomic, graph.batch, graph.n_graphs)
+    total = sum_by_graph(means.energies, graph.batch, graph.n_graphs)
     offset = sum_by_graph(reference, graph.batch, graph.n_graphs)
+    spread = _between(total, means)
+    if own is not None:
+        spread = _add_own(spread, graph, own, means.energies.shape[0])
     stress: Tensor | None = None
-    stress_cov: Tensor | None = None
-    stress_members: Tensor | None = None
-    energy_epistemic: Tensor | None = None
-    atomic_epistemic: Tensor | None = None
-    force_epistemic: Tensor | None = None
-    energy_aleatoric: Tensor | None = None
-    n_samples = atomic.shape[0]
-    if n_samples > 1:
-        energy_epistemic = sample_variance(total)
-        atomic_epistemic = sample_variance(atomic)
-        force_epistemic = sample_covariance(forces)
+    stresses = means.stresses
     if stresses is not None:
         stress = stresses.mean(dim=0)
-        if n_samples > 1:
-            stress_cov = sample_covariance(to_voigt(stresses))
-        if members:
-            stress_members = stresses
+    energy_noise: Tensor | None = None
     if atomic_noise is not None:
-        energy_aleatoric = sum_by_graph(atomic_noise, graph.batch, graph.n_graphs)
+        energy_noise = sum_by_graph(atomic_noise, graph.batch, graph.n_graphs)
     energy_members: Tensor | None = None
     force_members: Tensor | None = None
+    stress_members: Tensor | None = None
     if members:
-        energy_members, force_members = total + offset, forces
+        energy_members, force_members, stress_members = _samples(graph, total, means, own)
+        energy_members = energy_members + offset
     return Prediction(
         energy=total.mean(dim=0) + offset,
-        atomic_energies=atomic.mean(dim=0) + reference,
-        forces=forces.mean(dim=0),
+        atomic_energies=means.energies.mean(dim=0) + reference,
+        forces=means.forces.mean(dim=0),
         stress=stress,
-        energy_var_epistemic=energy_epistemic,
-        energy_var_aleatoric=energy_aleatoric,
-        atomic_energies_var_epistemic=atomic_epistemic,
+        energy_var_epistemic=spread.energy_var,
+        energy_var_aleatoric=energy_noise,
+        atomic_energies_var_epistemic=spread.atomic_energies_var,
         atomic_energies_var_aleatoric=atomic_noise,
-        forces_cov_epistemic=force_epistemic,
+        forces_cov_epistemic=spread.forces_cov,
         forces_cov_aleatoric=force_noise,
-        stress_cov_epistemic=stress_cov,
+        stress_cov_epistemic=spread.stress_cov,
         energy_members=energy_members,
         forces_members=force_members,
         stress_members=stress_members,
     )
+
+
+def _between(total: Tensor, means: Means) -> Spread:
+    """Spread of the samples' means; nothing is known of it from one sample."""
+    if total.shape[0] < 2:
+        return Spread(None, None, None, None)
+    stress_cov: Tensor | None = None
+    stresses = means.stresses
+    if stresses is not None:
+        stress_cov = sample_covariance(to_voigt(stresses))
+    return Spread(
+        sample_variance(total),
+        sample_variance(means.energies),
+        sample_covariance(means.forces),
+        stress_cov,
+    )
+
+
+def _add_own(between: Spread, graph: AtomicGraph, own: OwnSpread, n_samples: int) -> Spread:
+    """Add the averages of the samples' own moments."""
+    sums = sum_by_graph(own.directions, graph.batch, graph.n_graphs)
+    energy_var = (sums * sums).sum(dim=(0, 1)) / n_samples
+    atomic_var = (own.directions * own.directions).sum(dim=(0, 1)) / n_samples
+    forces_cov: Tensor | None = None
+    stress_cov: Tensor | None = None
+    forces, stresses = own.forces, own.stresses
+    if forces is not None:
+        forces_cov = _second_moment(forces)
+    if stresses is not None:
+        stress_cov = _second_moment(to_voigt(stresses))
+    if n_samples < 2:
+        return Spread(energy_var, atomic_var, forces_cov, stress_cov)
+    # Without its own part a sum would be too small, so it is then unknown as a whole.
+    return Spread(
+        _sum(between.energy_var, energy_var),
+        _sum(between.atomic_energies_var, atomic_var),
+        _sum(between.forces_cov, forces_cov),
+        _sum(between.stress_cov, stress_cov),
+    )
+
+
+def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    if one is None or other is None:
+        return None
+    return one + other
+
+
+def _second_moment(deviations: Tensor) -> Tensor:
+    """Mean outer product of (S, D, ..., d) deviations from a known mean: (..., d, d), float64."""
+    flat = deviations.flatten(0, 1).to(torch.float64)
+    return torch.einsum("s...a,s...b->...ab", flat, flat) / flat.shape[0]
+
+
+def _samples(
+    graph: AtomicGraph, total: Tensor, means: Means, own: OwnSpread | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Energies, forces and stress of every sample, and of every draw where samples have draws."""
+    forces, stresses = means.forces, means.stresses
+    if own is None:
+        return total, forces, stresses
+    drawn = sum_by_graph(own.energies, graph.batch, graph.n_graphs)
+    energies = (total.unsqueeze(1) + drawn).flatten(0, 1)
+    force_deviations, stress_deviations = own.forces, own.stresses
+    if force_deviations is not None:
+        forces = (forces.unsqueeze(1) + force_deviations).flatten(0, 1)
+    if stresses is not None and stress_deviations is not None:
+        stresses = (stresses.unsqueeze(1) + stress_deviations).flatten(0, 1)
+    return energies, forces, stresses

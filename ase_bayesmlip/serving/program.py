@@ -17,7 +17,7 @@ from ase_bayesmlip.nn.derivatives import stress_from_strain_gradient
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.nn.stacked import StackedPotential
 from ase_bayesmlip.prediction import Prediction
-from ase_bayesmlip.serving.mixture import mix
+from ase_bayesmlip.serving.mixture import Means, mix
 
 # Slopes of a table are less accurate than its values: forces are off by several times as much.
 TABLE_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-8}
@@ -95,9 +95,12 @@ class MixtureProgram(nn.Module):
         return mix(
             graph,
             self.reference_energies,
-            output.atomic_energies.detach().to(torch.float64),
-            forces_from_edges(gradients, edges).to(torch.float64),
-            stresses.view(self.n_members, n_graphs, 3, 3),
+            Means(
+                output.atomic_energies.detach().to(torch.float64),
+                forces_from_edges(gradients, edges).to(torch.float64),
+                stresses.view(self.n_members, n_graphs, 3, 3),
+            ),
+            None,
             None if variance is None else variance.detach().to(torch.float64).mean(dim=0),
             None if covariance is None else covariance.detach().to(torch.float64).mean(dim=0),
             True,

@@ -56,9 +56,16 @@ class LoadedModel:
         return "torchscript" if self.program is None else "aoti"
 
     def predict(
-        self, graphs: list[AtomicGraph], stress: bool = False, members: bool = False
+        self,
+        graphs: list[AtomicGraph],
+        stress: bool = False,
+        members: bool = False,
+        force_spread: bool = True,
     ) -> Prediction:
         """Mean and covariance for a list of structures.
+
+        Without `force_spread` the epistemic covariances of forces and stress are left out where
+        they take derivatives of their own (`ModelCard.n_draws`).
 
         Works inside ``torch.inference_mode`` and ``torch.no_grad`` too: forces need gradients.
         """
@@ -68,7 +75,9 @@ class LoadedModel:
             return self.program(batch, stress, members)
         with torch.inference_mode(False), torch.enable_grad():
             graph = _prepared(batch, self.device)
-            prediction = self.module(graph, stress, members)
+            # Files from before there were draws take no third switch.
+            left_out = (False,) if self.card.n_draws > 0 and not force_spread else ()
+            prediction = self.module(graph, stress, members, *left_out)
         # Freezing drops the program's own detach(), and with it the end of the autograd graph.
         detached = (None if value is None else value.detach() for value in prediction)
         return Prediction(*detached)  # type: ignore[arg-type]

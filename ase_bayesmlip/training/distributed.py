@@ -170,13 +170,19 @@ def sum_over_ranks(loss: Tensor, potential: nn.Module) -> Tensor:
     if world_size() == 1:
         return loss
     gradients = [p.grad for p in potential.parameters() if p.grad is not None]
-    numbers = [loss.to(gradients[0].dtype).view(1), *(grad.flatten() for grad in gradients)]
-    total = torch.cat(numbers)
+    loss = loss.to(gradients[0].dtype)
+    sum_tensors_over_ranks([loss, *gradients])
+    return loss
+
+
+def sum_tensors_over_ranks(tensors: list[Tensor]) -> None:
+    """Sum tensors of one dtype over the ranks, in place, in a single message."""
+    if world_size() == 1:
+        return
+    total = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(total)
-    parts = total[1:].split([grad.numel() for grad in gradients])
-    for grad, part in zip(gradients, parts, strict=True):
-        grad.copy_(part.view_as(grad))
-    return total[0]
+    for tensor, part in zip(tensors, total.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
 
 
 def of_first_rank(metrics: dict[str, float], device: torch.device) -> dict[str, float]:

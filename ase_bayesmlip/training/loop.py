@@ -18,7 +18,7 @@ from ase_bayesmlip.config import Config
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.training.data import GraphDataset
 from ase_bayesmlip.training.distributed import of_first_rank, own_batches, rank, sum_over_ranks
-from ase_bayesmlip.training.loss import evaluate, loss
+from ase_bayesmlip.training.loss import evaluate, final_loss, loss
 from ase_bayesmlip.training.progress import METRICS_FILE, append_metrics, truncate_metrics
 from ase_bayesmlip.training.state import (
     TrainingState,
@@ -127,9 +127,7 @@ class Trainer:
         warmup_epochs = round(config.loss.warmup_fraction * config.training.epochs)
         # A model with noise heads must not be left with heads that nothing trained.
         warmup_epochs = min(warmup_epochs, config.training.epochs - 1)
-        if config.loss.kind == "mse":
-            return config.loss.warmup
-        return config.loss.warmup if epoch < warmup_epochs else config.loss.kind
+        return config.loss.warmup if epoch < warmup_epochs else final_loss(config.loss)
 
     def run(self, progress: bool = True, until: int | None = None, position: int = 0) -> Potential:
         """Train to the configured number of epochs (or `until`) and return the best potential.

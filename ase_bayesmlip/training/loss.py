@@ -28,6 +28,7 @@ from ase_bayesmlip.nn.derivatives import (
     sum_by_graph,
     with_derivative_inputs,
 )
+from ase_bayesmlip.prediction import MemberOutput
 from ase_bayesmlip.statistics import gaussian_nll, multivariate_nll
 from ase_bayesmlip.training.data import Labels
 
@@ -54,16 +55,22 @@ class Outputs(NamedTuple):
 def evaluate(potential: nn.Module, graph: AtomicGraph, stress: bool, create_graph: bool) -> Outputs:
     """Energy, forces, stress and noise of a batch; `create_graph` for a loss on forces."""
     leaf, positions, strain = with_derivative_inputs(graph, stress)
-    output = potential(leaf)
-    energies = output.atomic_energies[0]
     leaves = [positions, strain] if stress else [positions]
+    return outputs_of(potential(leaf), leaves, graph, create_graph)
+
+
+def outputs_of(
+    output: MemberOutput, leaves: list[Tensor], graph: AtomicGraph, create_graph: bool
+) -> Outputs:
+    """Energies to forces, and to stress if the leaves are positions and strain."""
+    energies = output.atomic_energies[0]
     slopes = gradients(energies.sum(), leaves, create_graph)
-    forces = -slopes[0]
+    stress = len(leaves) > 1
     sigma = stress_from_strain_gradient(slopes[1], graph.cell) if stress else None
     variance = output.atomic_energies_var
     return Outputs(
         energy=sum_by_graph(energies, graph.batch, graph.n_graphs),
-        forces=forces,
+        forces=-slopes[0],
         stress=sigma,
         energy_var=None
         if variance is None
@@ -96,6 +103,24 @@ def loss(
         per_structure = (difference**2).mean(dim=(1, 2)) / labels.n_atoms[labels.has_stress]
         value = value + config.stress_weight * per_structure.mean()
     return value
+
+
+def final_loss(config: LossConfig) -> str:
+    """Kind of the loss that training ends with: squared errors are those of its warm-up."""
+    return config.warmup if config.kind == "mse" else config.kind
+
+
+def negative_log_likelihood(outputs: Outputs, labels: Labels, graph: AtomicGraph) -> Tensor:
+    """-log p(E, F | weights) of every structure with the noise of the heads, in nats: (n_graphs,).
+
+    Nothing is weighted, averaged over atoms or left out but the constants log 2π: the likelihood
+    that a posterior is made of. Stress has no noise model and is not in it.
+    """
+    assert outputs.energy_var is not None  # the potential was built for the loss nll_jef
+    assert outputs.forces_cov is not None
+    energy = gaussian_nll(outputs.energy - labels.energy, outputs.energy_var)
+    forces = multivariate_nll(outputs.forces - labels.forces, outputs.forces_cov)
+    return energy + sum_by_graph(forces, graph.batch, graph.n_graphs)
 
 
 def _energy_term(

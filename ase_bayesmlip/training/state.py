@@ -93,6 +93,8 @@ def run_identity(config: Config) -> dict[str, Any]:
     identity["training"].pop("patience")
     for key in ("train", "valid", "calibration", "reference_energies"):
         identity["data"].pop(key)
+    identity["posterior"].pop("start_from", None)  # its weights are checked, too
+    identity["posterior"].pop("samples", None)
     return identity
 
 

@@ -239,7 +239,7 @@ def test_readout_sees_even_scalars_and_even_tensors_alone():
     irreps = [Irrep(0, -1), Irrep(0, 1), Irrep(1, -1), Irrep(2, -1), Irrep(2, 1)]
     readout = make_readout(irreps, True)
     features = randn(3, 15, 4).requires_grad_(True)
-    scalars, tensor = readout(features)
+    scalars, tensor, _ = readout(features)
     assert scalars.shape == (3, 3)
     assert tensor.shape == (3, 5)
     (by_scalar,) = torch.autograd.grad(scalars.sum(), features, retain_graph=True)
@@ -251,6 +251,6 @@ def test_readout_sees_even_scalars_and_even_tensors_alone():
 def test_readout_without_a_tensor():
     for irreps, wanted in (([Irrep(0, 1)], True), ([Irrep(0, 1), Irrep(2, 1)], False)):
         n_components = sum(irrep.dim for irrep in irreps)
-        scalars, tensor = make_readout(irreps, wanted)(randn(3, n_components, 4))
+        scalars, tensor, _ = make_readout(irreps, wanted)(randn(3, n_components, 4))
         assert scalars.shape == (3, 3)
         assert tensor.shape == (3, 0)

@@ -1,0 +1,180 @@
+"""Settings of the posteriors: one frozen dataclass per kind, chosen by its `kind`.
+
+Part of `config`, in a module of its own for length. This module is free of torch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ase_bayesmlip.strict import Rule
+
+
+@dataclass(frozen=True)
+class EnsembleConfig:
+    """Deep ensemble.
+
+    Attributes
+    ----------
+    members : int
+        Independently trained potentials.
+    bootstrap : bool
+        Train each member on a resampled training set.
+    """
+
+    kind: Literal["ensemble"] = "ensemble"
+    members: int = 4
+    bootstrap: bool = False
+
+
+@dataclass(frozen=True)
+class PointConfig:
+    """A single potential."""
+
+    kind: Literal["point"] = "point"
+
+
+@dataclass(frozen=True)
+class SWAGConfig:
+    """Gaussian of the weights that training visits at a constant learning rate.
+
+    It follows the ordinary training, so `training.epochs` is the epoch from which snapshots are
+    taken.
+
+    Attributes
+    ----------
+    members : int
+        More than one is MultiSWAG, a mixture over potentials trained from different seeds.
+    start_from : path or None
+        Run whose members are the start, in the place of training.
+    epochs : int
+        Epochs at the constant rate.
+    learning_rate : float
+    snapshot_every : int
+        Epochs from one snapshot to the next.
+    rank : int
+        Snapshots whose deviations from the running mean are kept.
+    scale : float
+        Factor of the covariance; the paper's samples have one half.
+    diagonal : bool
+        Leave out the deviations.
+    samples : int
+        Draws that are served, unless `bayesmlip serve` asks for another number.
+    """
+
+    kind: Literal["swag"] = "swag"
+    members: int = 1
+    start_from: str | None = None
+    epochs: int = 40
+    learning_rate: float = 0.01
+    snapshot_every: int = 1
+    rank: int = 20
+    scale: float = 1.0
+    diagonal: bool = False
+    samples: int = 8
+
+
+@dataclass(frozen=True)
+class IVONConfig:
+    """Variational diagonal Gaussian of the weights, found by the optimiser IVON.
+
+    It follows the ordinary training, whose weights are the start.
+
+    Attributes
+    ----------
+    members : int
+        More than one is a mixture over seeds.
+    start_from : path or None
+        Run whose members are the start, in the place of training.
+    epochs : int
+    learning_rate : float
+        At the start of a cosine to zero.
+    beta1, beta2 : float in [0, 1)
+        Decay of the averages of gradient and Hessian.
+    hess_init : float or None
+        Curvature at the start; None estimates it from the data.
+    weight_decay : float
+        δ: the prior's precision divided by the effective sample size.
+    effective_sample_size : float or None
+        λ; None is the number of training structures, which makes the target the posterior.
+    train_samples : int
+        Draws of the weights per step.
+    clip_radius : float
+        Largest change of a weight in a step, in units of the learning rate.
+    samples : int
+        Draws that are served, unless `bayesmlip serve` asks for another number.
+    """
+
+    kind: Literal["ivon"] = "ivon"
+    members: int = 1
+    start_from: str | None = None
+    epochs: int = 40
+    learning_rate: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.9995
+    hess_init: float | None = None
+    weight_decay: float = 1e-4
+    effective_sample_size: float | None = None
+    train_samples: int = 1
+    clip_radius: float = 1.0
+    samples: int = 8
+
+
+@dataclass(frozen=True)
+class LaplaceConfig:
+    """Gaussian of the weights from the curvature of the likelihood at trained weights.
+
+    Attributes
+    ----------
+    members : int
+        More than one is a mixture: the Laplace approximation inside each member of an ensemble.
+    start_from : path or None
+        Run whose members it is made for, in the place of training.
+    weights : "last_layer" or "all"
+        The readout of the energy with its full curvature, or every weight with the diagonal.
+    prior : "marginal_likelihood", "validation" or float
+        Precision τ of the prior: the most probable one, the best one for the validation frames,
+        or a number.
+    probes : int
+        With ``weights: all``: random vectors per structure that estimate the diagonal; 0 computes
+        it exactly, at 1 + 3 n_atoms derivatives per structure.
+    samples : int
+        Draws that are served, unless `bayesmlip serve` asks for another number.
+    """
+
+    kind: Literal["laplace"] = "laplace"
+    members: int = 1
+    start_from: str | None = None
+    weights: Literal["last_layer", "all"] = "last_layer"
+    prior: Literal["marginal_likelihood", "validation"] | float = "marginal_likelihood"
+    probes: int = 8
+    samples: int = 8
+
+
+PosteriorConfig = EnsembleConfig | PointConfig | SWAGConfig | IVONConfig | LaplaceConfig
+
+
+def posterior_rules(config: PosteriorConfig) -> list[Rule]:
+    """What the values must satisfy, for those settings that the kind has."""
+    at_least_1 = ("members", "epochs", "snapshot_every", "train_samples")
+    positive = ("learning_rate", "scale", "hess_init", "effective_sample_size", "clip_radius")
+    rules: list[Rule] = []
+
+    def add(name: str, valid: Any, allowed: str) -> None:
+        value = getattr(config, name, None)
+        if value is not None and not isinstance(value, str):
+            rules.append((f"posterior.{name}", value, valid(value), allowed))
+
+    for name in at_least_1:
+        add(name, lambda value: value >= 1, "at least 1")
+    for name in ("rank", "samples"):
+        add(name, lambda value: value >= 2, "at least 2")
+    for name in (*positive, "prior"):
+        add(name, lambda value: 0 < value < math.inf, "positive and finite")
+    for name in ("beta1", "beta2"):
+        add(name, lambda value: 0 <= value < 1, "in [0, 1)")
+    for name in ("weight_decay", "probes"):
+        add(name, lambda value: value >= 0, "not negative")
+    return rules

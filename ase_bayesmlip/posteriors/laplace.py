@@ -1,0 +1,321 @@
+"""Laplace approximation: a Gaussian of the weights from the curvature at trained weights.
+
+Post hoc, for any trained potential (Daxberger et al. 2021, arXiv 2106.14806; for potentials
+Kellner and Ceriotti, arXiv 2402.16621, and Bigi et al., arXiv 2403.02251). With the Gauss-Newton
+matrices G_E and G_F of energies and forces (see `training.curvature`), noise factors s and the
+precision τ of the prior, the posterior is N(w̄, H⁻¹) with
+
+    H = G_E/s_E + G_F/s_F + τ.
+
+``weights: last_layer`` takes the readout of the energy, in which energies and forces are both
+linear: H is exact, this is Bayesian linear regression, new labels are taken in without gradient
+descent (`update`), and one network serves all draws. ``weights: all`` takes every weight and the
+diagonal of H, as RACE's authors did; they linearise the potential to predict from it, here whole
+potentials are drawn.
+
+The noise is that of the heads where the likelihood trained them (s = 1), and fitted where not:
+σ_E² = s_E n_atoms eV², Σ_i = s_F (eV/Å)². Fitted noise stays in here: it is a property of the
+residuals, not of a structure, and is not served as aleatoric.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from ase_bayesmlip.config import Config as RunConfig
+from ase_bayesmlip.datasets import LabelledFrame
+from ase_bayesmlip.linear_gaussian import Gaussian, maximise_evidence, posterior_precision
+from ase_bayesmlip.nn.last_layer import LastLayerPotential
+from ase_bayesmlip.nn.potential import Potential, readout_weights, set_readout_weights
+from ase_bayesmlip.posterior_config import LaplaceConfig as Config
+from ase_bayesmlip.posteriors.members import (
+    AroundMembers,
+    TrainedMembers,
+    Weights,
+    fit_members,
+    member_data,
+    started_member,
+    starting_members,
+)
+from ase_bayesmlip.posteriors.run_folder import member_name, read_run
+from ase_bayesmlip.training.curvature import (
+    GaussNewton,
+    estimated_diagonal,
+    linearise_all,
+    linearise_last_layer,
+    predictive_nll,
+)
+from ase_bayesmlip.training.data import GraphDataset
+from ase_bayesmlip.training.stage import digest, read_stage, run_stage
+from ase_bayesmlip.training.state import run_identity
+
+__all__ = ["Config", "Gaussian", "State", "draw", "fit", "load", "update"]
+
+NAME = "laplace"
+BATCH = 16
+
+# Precisions tried with ``prior: validation``, in units of the mean curvature.
+GRID = torch.logspace(-8, 2, 41, dtype=torch.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class State(AroundMembers):
+    """A Gaussian around each member.
+
+    Attributes
+    ----------
+    gaussians : tuple of Gaussian
+    """
+
+    gaussians: tuple[Gaussian, ...]
+
+    @property
+    def settings(self) -> Config:
+        """Settings of the posterior."""
+        assert isinstance(self.config.posterior, Config)
+        return self.config.posterior
+
+
+class Curvature:
+    """The stage that sums the curvature over the training data: a step is a batch of structures."""
+
+    name = NAME
+
+    def __init__(
+        self,
+        potential: Potential,
+        train: GraphDataset,
+        valid: GraphDataset,
+        config: RunConfig,
+        seed: int,
+    ) -> None:
+        assert isinstance(config.posterior, Config)
+        self.potential, self.settings = potential, config.posterior
+        self.train_set, self.valid_set = train, valid
+        self.seed = seed
+        self.n_steps = math.ceil(len(train) / BATCH)
+        self.identity = run_identity(config) | {"start": digest(potential.state_dict())}
+        self.mean = self._mean()
+        self.diagonal = config.posterior.weights == "all"
+        zeros = torch.zeros_like(self.mean)
+        empty = zeros if self.diagonal else torch.diag(zeros)
+        self.total = GaussNewton(empty, empty)
+        self.gaussian: Gaussian | None = None
+
+    def _mean(self) -> Tensor:
+        if self.settings.weights == "all":
+            vector = parameters_to_vector(self.potential.parameters())
+        else:
+            vector = readout_weights(self.potential)
+        return vector.detach().to("cpu", torch.float64)
+
+    def step(self, index: int) -> dict[str, float]:
+        """The next structures; after the last ones the Gaussian."""
+        order = range(len(self.train_set))[index * BATCH : (index + 1) * BATCH]
+        for found in self._curvatures(order, index):
+            self.total = self.total + found
+        if index + 1 == self.n_steps:
+            self.gaussian = self._gaussian()
+        return {
+            "energy_chi2": self.total.energy_chi2 / self.total.n_energies,
+            "forces_chi2": self.total.forces_chi2 / self.total.n_forces,
+        }
+
+    def _curvatures(self, order: Sequence[int], index: int) -> list[GaussNewton]:
+        if not self.diagonal:
+            batch = next(self.train_set.batches(order, BATCH))
+            return [GaussNewton.of(linearise_last_layer(self.potential, *batch).cpu(), False)]
+        singles = self.train_set.batches(order, 1)
+        if self.settings.probes == 0:
+            return [
+                GaussNewton.of(linearise_all(self.potential, *one).cpu(), True) for one in singles
+            ]
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + index)
+        n_probes = self.settings.probes
+        return [estimated_diagonal(self.potential, *one, n_probes, generator) for one in singles]
+
+    def _gaussian(self) -> Gaussian:
+        total, potential = self.total, self.potential
+        curvatures = [total.energy, total.forces]
+        found = maximise_evidence(
+            curvatures,
+            [total.energy_chi2, total.forces_chi2],
+            [total.n_energies, total.n_forces],
+            [not potential.has_energy_noise, potential.covariance == "none"],
+            self.mean,
+        )
+        prior = found.prior
+        if self.settings.prior == "validation":
+            prior = self._validated_prior(
+                posterior_precision(curvatures, found.noise, 0.0), found.noise
+            )
+        elif not isinstance(self.settings.prior, str):
+            prior = self.settings.prior
+        precision = posterior_precision(curvatures, found.noise, prior)
+        return Gaussian(self.mean, precision, prior, *found.noise)
+
+    def _validated_prior(self, curvature: Tensor, noise: tuple[float, ...]) -> float:
+        """The precision of the grid with the smallest -log p of the validation labels."""
+        values, vectors = (curvature, None) if self.diagonal else torch.linalg.eigh(curvature)
+        grid = GRID * float(values.mean())
+        nll = torch.zeros_like(grid)
+        order = range(len(self.valid_set))
+        for graph, labels in self.valid_set.batches(order, 1 if self.diagonal else BATCH):
+            linearise = linearise_all if self.diagonal else linearise_last_layer
+            data = linearise(self.potential, graph, labels).cpu()
+            nll += torch.stack(
+                [predictive_nll(data, vectors, values.clamp(min=0.0) + tau, noise) for tau in grid]
+            )
+        return float(grid[nll.argmin()])
+
+    def state(self) -> dict[str, Any]:
+        """Weights, sums so far, and at the end the Gaussian."""
+        return {
+            "model": self.potential.state_dict(),
+            "total": {
+                field.name: getattr(self.total, field.name)
+                for field in dataclasses.fields(GaussNewton)
+            },
+            "gaussian": None if self.gaussian is None else vars(self.gaussian),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.total = GaussNewton(**state["total"])
+        if state["gaussian"] is not None:
+            self.gaussian = Gaussian(**state["gaussian"])
+
+
+def fit(
+    config: RunConfig,
+    folder: Path,
+    resume: bool = False,
+    device: str = "cpu",
+    jobs: int = 1,
+    progress: bool = True,
+) -> State:
+    """Train the members, or take those of `start_from`, and fit a Gaussian around each."""
+    start = starting_members(config, folder, resume, device, jobs, progress)
+    fit_members(_fit_member, start, folder, resume, device, jobs, progress)
+    return load(folder)
+
+
+def _fit_member(
+    config: RunConfig,
+    folder: Path,
+    index: int,
+    weights: Weights,
+    resume: bool,
+    device: str,
+    progress: bool,
+    position: int,
+) -> None:
+    data, train, valid = member_data(config, device)
+    potential = started_member(config, data, weights, device)
+    potential.requires_grad_(config.posterior.weights == "all")  # type: ignore[union-attr]
+    seed = config.seeds.shuffling + index
+    run_stage(Curvature(potential, train, valid, config, seed), folder, resume, progress, position)
+
+
+def load(folder: Path) -> State:
+    """Read the Gaussians of a run.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the folder is no run, or one that has not come to its end.
+    """
+    config, record = read_run(folder)
+    assert isinstance(config.posterior, Config)
+    states = [
+        read_stage(Path(folder) / member_name(index) / f"{NAME}.pt")
+        for index in range(config.posterior.members)
+    ]
+    weights = tuple(state["model"] for state in states)
+    gaussians = tuple(Gaussian(**state["gaussian"]) for state in states)
+    return State(TrainedMembers(config, record, weights), gaussians)
+
+
+def draw(
+    state: State, n: int | None, generator: torch.Generator
+) -> list[Potential] | list[LastLayerPotential]:
+    """Potentials with `n` draws, for None as many as configured.
+
+    With ``weights: last_layer`` these are the members, each with n drawn readouts; as many draws
+    as weights, or more, make the covariance of the forces exact. With ``weights: all`` they are n
+    whole potentials, and members take turns.
+
+    Raises
+    ------
+    ValueError
+        If fewer than two are asked for.
+    """
+    n = state.settings.samples if n is None else n
+    if n < 2:
+        raise ValueError(f"{n} samples asked of a Laplace posterior; at least 2 have a spread")
+    n_members = len(state.gaussians)
+    if state.settings.weights == "last_layer":
+        return [last_layer(state, index, n, generator) for index in range(n_members)]
+    return [_whole(state, index % n_members, generator) for index in range(n)]
+
+
+def _whole(state: State, member: int, generator: torch.Generator) -> Potential:
+    potential, gaussian = state.run.potential(state.run.weights[member]), state.gaussians[member]
+    noise = torch.randn(len(gaussian.mean), generator=generator, dtype=torch.float64)
+    vector_to_parameters(gaussian.mean + gaussian.factor() * noise, potential.parameters())
+    return potential
+
+
+def last_layer(state: State, member: int, n: int, generator: torch.Generator) -> LastLayerPotential:
+    """One member with its uncertain readout."""
+    potential, gaussian = state.run.potential(state.run.weights[member]), state.gaussians[member]
+    set_readout_weights(potential, gaussian.mean)
+    factor = gaussian.factor()
+    n_weights = len(factor)
+    if n >= n_weights:  # every column of the factor once: (1/P) Σ_d is then exact
+        return LastLayerPotential(potential, factor, math.sqrt(n_weights) * factor)
+    noise = torch.randn(n_weights, n, generator=generator, dtype=torch.float64)
+    return LastLayerPotential(potential, factor, factor @ noise)
+
+
+def update(state: State, frames: Sequence[LabelledFrame]) -> State:
+    """Take in new labels by one block update of mean and precision, without gradient descent.
+
+    Exact for the last layer; the network below it, and the noise, stay as they are.
+
+    Raises
+    ------
+    ValueError
+        With ``weights: all``, whose potentials are not linear in the weights.
+    DataError
+        If a frame holds an element that the model does not know.
+    """
+    if state.settings.weights != "last_layer":
+        raise ValueError("only a last-layer Laplace posterior takes new labels; fit another")
+    statistics = state.run.statistics
+    references = dict(zip(statistics.atomic_numbers, statistics.reference_energies, strict=True))
+    data = GraphDataset(frames, references, state.config.model.cutoff, torch.float64)
+    gaussians = list(state.gaussians)
+    for index, gaussian in enumerate(state.gaussians):
+        potential = state.run.potential(state.run.weights[index])
+        set_readout_weights(potential, gaussian.mean)
+        batches = [
+            linearise_last_layer(potential, *b) for b in data.batches(range(len(data)), BATCH)
+        ]
+        energy, energy_residual, forces, forces_residual = (
+            torch.cat(parts) for parts in zip(*[b.whitened() for b in batches], strict=True)
+        )
+        scales = math.sqrt(gaussian.energy_noise), math.sqrt(gaussian.forces_noise)
+        gaussians[index] = gaussian.observed(
+            torch.cat([energy / scales[0], forces / scales[1]]),
+            torch.cat([energy_residual / scales[0], forces_residual / scales[1]]),
+        )
+    return State(state.run, tuple(gaussians))

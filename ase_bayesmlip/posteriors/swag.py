@@ -1,0 +1,284 @@
+"""SWAG: a Gaussian of the weights that training visits at a constant learning rate.
+
+From snapshots θ_t of the weights (Maddox et al. 2019, arXiv 1902.02476), with their running mean
+θ̄_t, diagonal variance and the last K deviations D = [θ_t - θ̄_t],
+
+    θ = θ̄ + √scale (√diag z₁ + D z₂/√(K - 1)),    z₁, z₂ ~ N(0, 1),
+
+so that Σ = scale (Σ_diag + Σ_low-rank). Each of the two terms estimates the covariance of the
+snapshots: ``scale: 0.5``, the paper's sampling equation, is their covariance and the default of 1
+is twice that. ``diagonal: true`` leaves out the second. With several members the draws are of the
+mixture, MultiSWAG (arXiv 2002.08791).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from ase_bayesmlip.config import Config as RunConfig
+from ase_bayesmlip.nn.potential import Potential
+from ase_bayesmlip.posterior_config import SWAGConfig as Config
+from ase_bayesmlip.posteriors.members import (
+    AroundMembers,
+    TrainedMembers,
+    Weights,
+    fit_members,
+    member_data,
+    started_member,
+    starting_members,
+)
+from ase_bayesmlip.posteriors.run_folder import member_name, read_run
+from ase_bayesmlip.training.data import GraphDataset
+from ase_bayesmlip.training.distributed import of_first_rank, own_batches, sum_over_ranks
+from ase_bayesmlip.training.loss import evaluate, final_loss, loss
+from ase_bayesmlip.training.stage import digest, read_stage, run_stage
+from ase_bayesmlip.training.state import run_identity
+from ase_bayesmlip.training.validation import validation_metrics
+
+__all__ = ["Config", "Moments", "State", "draw", "fit", "load"]
+
+NAME = "swag"
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Running moments of P weights over n snapshots, in float64.
+
+    Attributes
+    ----------
+    n : int
+    mean : Tensor, (P,)
+    squares : Tensor, (P,)
+        Sum of squared deviations from the mean.
+    deviations : Tensor, (k, P)
+        Of the last k ≤ rank snapshots from the mean at their time.
+    """
+
+    n: int
+    mean: Tensor
+    squares: Tensor
+    deviations: Tensor
+
+    @classmethod
+    def empty(cls, n_weights: int) -> Moments:
+        """Of no snapshot."""
+        zeros = torch.zeros(n_weights, dtype=torch.float64)
+        return cls(0, zeros, zeros.clone(), zeros.new_zeros((0, n_weights)))
+
+    def updated(self, weights: Tensor, rank: int) -> Moments:
+        """With one more snapshot (Welford's recurrence, which loses no digits)."""
+        weights = weights.to("cpu", torch.float64)
+        n = self.n + 1
+        before = weights - self.mean
+        mean = self.mean + before / n
+        after = weights - mean
+        deviations = torch.cat([self.deviations, after.unsqueeze(0)])[-rank:]
+        return Moments(n, mean, self.squares + before * after, deviations)
+
+    def sample(self, scale: float, diagonal: bool, generator: torch.Generator) -> Tensor:
+        """Weights drawn from the Gaussian, (P,)."""
+
+        def normal(size: int) -> Tensor:
+            return torch.randn(size, generator=generator, dtype=torch.float64)
+
+        deviation = torch.sqrt(self.squares / self.n) * normal(len(self.mean))
+        n_columns = len(self.deviations)
+        if not diagonal:
+            deviation += normal(n_columns) @ self.deviations / math.sqrt(n_columns - 1)
+        return self.mean + math.sqrt(scale) * deviation
+
+
+@dataclasses.dataclass(frozen=True)
+class State(AroundMembers):
+    """Moments around each member.
+
+    Attributes
+    ----------
+    moments : tuple of Moments
+    """
+
+    moments: tuple[Moments, ...]
+
+
+class Snapshots:
+    """The stage that trains on at a constant rate and collects snapshots: a step is an epoch."""
+
+    name = NAME
+
+    def __init__(
+        self,
+        potential: Potential,
+        train: GraphDataset,
+        valid: GraphDataset,
+        config: RunConfig,
+        shuffling_seed: int,
+    ) -> None:
+        assert isinstance(config.posterior, Config)
+        self.potential, self.config, self.settings = potential, config, config.posterior
+        self.train_set, self.valid_set = train, valid
+        self.shuffling_seed = shuffling_seed
+        self.n_steps = config.posterior.epochs
+        self.kind = final_loss(config.loss)
+        self.unit = float(potential.scale)
+        self.stress = any(bool(labels.has_stress) for _, labels in train.items)
+        self.optimizer = torch.optim.AdamW(
+            potential.parameters(),
+            lr=config.posterior.learning_rate,
+            weight_decay=config.training.weight_decay,
+            amsgrad=True,
+        )
+        self.moments = Moments.empty(sum(p.numel() for p in potential.parameters()))
+        self.identity = run_identity(config) | {
+            "shuffling_seed": shuffling_seed,
+            "start": digest(potential.state_dict()),
+        }
+
+    def step(self, index: int) -> dict[str, float]:
+        """One epoch, then perhaps a snapshot."""
+        # The epochs before were the training's: no order of theirs is used again.
+        epoch = self.config.training.epochs + index
+        generator = np.random.default_rng([self.shuffling_seed, epoch])
+        order = generator.permutation(len(self.train_set)).tolist()
+        losses = []
+        for graph, labels, weighted in own_batches(
+            self.train_set, order, self.config.training.batch_size, self.kind, self.config.loss
+        ):
+            outputs = evaluate(self.potential, graph, self.stress, create_graph=True)
+            value = loss(self.kind, weighted, outputs, labels, graph, self.unit)
+            self.optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            value = sum_over_ranks(value.detach(), self.potential)
+            norm = torch.nn.utils.clip_grad_norm_(
+                self.potential.parameters(), self.config.training.clip_norm
+            )
+            if not bool(torch.isfinite(norm)):
+                raise FloatingPointError(
+                    f"SWAG diverged in epoch {index + 1} (loss {value.item():.3g}); lower "
+                    "posterior.learning_rate and train into another folder"
+                )
+            self.optimizer.step()
+            losses.append(value)
+        if (index + 1) % self.settings.snapshot_every == 0:
+            weights = parameters_to_vector(self.potential.parameters()).detach()
+            self.moments = self.moments.updated(weights, self.settings.rank)
+        return {"train_loss": float(torch.stack(losses).mean()), **self._errors()}
+
+    def _errors(self) -> dict[str, float]:
+        """Validation errors at the last weights."""
+        metrics = validation_metrics(
+            self.potential, self.valid_set, self.kind, self.config.loss, self.stress, self.unit
+        )
+        metrics = of_first_rank(metrics, self.potential.scale.device)
+        names = ("loss", "energy_rmse_meV_per_atom", "forces_rmse_meV_per_A")
+        return {f"valid_{name}": metrics[name] for name in names}
+
+    def state(self) -> dict[str, Any]:
+        """Weights, optimiser and moments."""
+        return {
+            "model": self.potential.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "moments": {
+                field.name: getattr(self.moments, field.name)
+                for field in dataclasses.fields(Moments)
+            },
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.potential.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.moments = Moments(**state["moments"])
+
+
+def fit(
+    config: RunConfig,
+    folder: Path,
+    resume: bool = False,
+    device: str = "cpu",
+    jobs: int = 1,
+    progress: bool = True,
+) -> State:
+    """Train the members, or take those of `start_from`, and collect snapshots around each.
+
+    Raises
+    ------
+    ValueError
+        If there would be fewer than two snapshots.
+    """
+    settings = config.posterior
+    assert isinstance(settings, Config)
+    n_snapshots = settings.epochs // settings.snapshot_every
+    if n_snapshots < 2:
+        raise ValueError(
+            f"posterior.epochs {settings.epochs} with a snapshot every {settings.snapshot_every} "
+            f"gives {n_snapshots} snapshots; at least 2 are needed"
+        )
+    start = starting_members(config, folder, resume, device, jobs, progress)
+    fit_members(_fit_member, start, folder, resume, device, jobs, progress)
+    return load(folder)
+
+
+def _fit_member(
+    config: RunConfig,
+    folder: Path,
+    index: int,
+    weights: Weights,
+    resume: bool,
+    device: str,
+    progress: bool,
+    position: int,
+) -> None:
+    data, train, valid = member_data(config, device)
+    potential = started_member(config, data, weights, device)
+    seed = config.seeds.shuffling + index
+    run_stage(Snapshots(potential, train, valid, config, seed), folder, resume, progress, position)
+
+
+def load(folder: Path) -> State:
+    """Read the moments of a run.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the folder is no run, or one that has not come to its end.
+    """
+    config, record = read_run(folder)
+    assert isinstance(config.posterior, Config)
+    states = [
+        read_stage(Path(folder) / member_name(index) / f"{NAME}.pt")
+        for index in range(config.posterior.members)
+    ]
+    weights = tuple(state["model"] for state in states)
+    moments = tuple(Moments(**state["moments"]) for state in states)
+    return State(TrainedMembers(config, record, weights), moments)
+
+
+def draw(state: State, n: int | None, generator: torch.Generator) -> list[Potential]:
+    """`n` draws, for None as many as configured; members take turns.
+
+    Raises
+    ------
+    ValueError
+        If fewer than two are asked for.
+    """
+    settings = state.config.posterior
+    assert isinstance(settings, Config)
+    n = settings.samples if n is None else n
+    if n < 2:
+        raise ValueError(f"{n} samples asked of a SWAG posterior; at least 2 have a spread")
+    potentials = []
+    for index in range(n):
+        member = index % len(state.moments)
+        potential = state.run.potential(state.run.weights[member])
+        sample = state.moments[member].sample(settings.scale, settings.diagonal, generator)
+        vector_to_parameters(sample, potential.parameters())
+        potentials.append(potential)
+    return potentials
