@@ -12,8 +12,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from ase.data import chemical_symbols
-
 FORMAT_VERSION = 1
 CARD_NAME = "extra/model_card.json"
 
@@ -164,39 +162,3 @@ def read_card(path: str | Path) -> ModelCard:
             "`bayesmlip serve RUN -o model.pt`"
         ) from error
     return ModelCard.from_json(text, source=str(path))
-
-
-def describe(card: ModelCard) -> dict[str, str]:
-    """What `bayesmlip inspect` prints: title -> text."""
-    parts = [("epistemic (spread of members or draws)", card.has_epistemic)]
-    parts += [("aleatoric energy", card.has_aleatoric_energy)]
-    parts += [("aleatoric forces", card.has_aleatoric_forces)]
-    draws = f" with {card.n_draws} draws each" if card.n_draws else ""
-    draws += "" if card.seed is None else f", seed {card.seed}"
-    calibration = card.calibration.get("n_frames")
-    return {
-        "posterior": f"{card.kind}, {card.n_members} member(s){draws}, ddof {card.ddof}",
-        "uncertainty": ", ".join(name for name, known in parts if known) or "none",
-        "backbone": f"{card.backbone}, {card.n_parameters} parameters per member",
-        "cutoff": f"{card.cutoff} Å",
-        "elements": ", ".join(
-            f"{chemical_symbols[z]} ({card.reference_energies[chemical_symbols[z]]:.4f} eV)"
-            for z in card.atomic_numbers
-        ),
-        "trained in": card.dtype,
-        "compiled for": ", ".join(_machine(record) for record in card.compiled) or "nothing",
-        "frames": f"{card.training.get('n_train', '?')} training, "
-        f"{card.training.get('n_valid', '?')} validation",
-        "data sha256": card.training.get("train_sha256", "?")[:16],
-        "thresholds from": f"{calibration} calibration frames" if calibration else "nothing",
-        "written": f"{card.created} with torch {card.versions.get('torch')}, "
-        f"ase_bayesmlip {card.versions.get('ase_bayesmlip')}",
-    }
-
-
-def _machine(record: dict[str, Any]) -> str:
-    machine = record["machine"]
-    return (
-        f"{record['device']} in {record['dtype']} ({machine['system']} {machine['machine']}, torch "
-        f"{record['torch']}, table error {record['table_error']:.0e})"
-    )

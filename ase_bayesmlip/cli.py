@@ -190,7 +190,8 @@ def _add_inspect(commands: Any) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    from ase_bayesmlip.card import describe, read_card
+    from ase_bayesmlip.card import read_card
+    from ase_bayesmlip.inspection import describe
 
     card = read_card(arguments.model)
     if arguments.json:

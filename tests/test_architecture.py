@@ -10,7 +10,16 @@ PACKAGE = "ase_bayesmlip"
 
 # Imports point down: a module sees its own layer and those below.
 LAYERS = [
-    {"_version", "graph", "prediction", "card", "config", "posterior_config", "strict"},
+    {
+        "_version",
+        "graph",
+        "prediction",
+        "card",
+        "config",
+        "posterior_config",
+        "inspection",
+        "strict",
+    },
     {"native", "neighbors", "statistics", "linear_gaussian", "metrics", "nn"},
     {"datasets", "training", "calibration"},
     {"posteriors", "serving"},
@@ -23,6 +32,8 @@ FREE = {"__init__", "testing"}
 FORBIDDEN = {
     "card": ["torch"],
     "config": ["torch"],
+    "posterior_config": ["torch"],
+    "inspection": ["torch"],
     "strict": ["torch"],
     "metrics": ["torch"],
     "md": ["torch", "ase_bayesmlip.nn", "ase_bayesmlip.training", "ase_bayesmlip.posteriors"],

@@ -19,6 +19,8 @@ import ase_bayesmlip
 from ase_bayesmlip.card import read_card
 from ase_bayesmlip.config import Config, DataConfig
 from ase_bayesmlip.nn.build import build_potential
+from ase_bayesmlip.nn.last_layer import LastLayerPotential
+from ase_bayesmlip.nn.potential import Potential, readout_weights
 from ase_bayesmlip.serving.export import export_members
 from ase_bayesmlip.training.data import load_training_data
 
@@ -48,7 +50,9 @@ def structure(frames: str, repeat: tuple[int, int, int] = (1, 1, 1)) -> Atoms:
     return atoms.repeat(repeat)
 
 
-def served_file(frames: str, n_members: int, compile_for: tuple[str, str] | None = None) -> Path:
+def served_file(
+    frames: str, n_members: int, compile_for: tuple[str, str] | None = None, n_draws: int = 0
+) -> Path:
     """A served file of untrained potentials of the default shape for the elements of the frames.
 
     Made once for each version of the package's source.
@@ -57,8 +61,10 @@ def served_file(frames: str, n_members: int, compile_for: tuple[str, str] | None
     ----------
     compile_for : (device, dtype) or None
         What the file must hold a compiled program for.
+    n_draws : int
+        Drawn readouts of each potential, as a last-layer Laplace approximation has them.
     """
-    name = f"{Path(frames).parent}-{n_members}.pt"
+    name = f"{Path(frames).parent.name}-{n_members}-{n_draws}.pt"
     path = CACHE / _source_digest() / name
     if not path.exists():
         source = str(data_file(frames))
@@ -68,10 +74,8 @@ def served_file(frames: str, n_members: int, compile_for: tuple[str, str] | None
             build_potential(config.model, config.loss.kind, data.statistics, seed=seed)
             for seed in range(n_members)
         ]
-        # The file stores weights in float32, as after a training in float32.
-        for member in members:
-            for weight in member.parameters():
-                weight.data = weight.data.float().double()
+        if n_draws > 0:
+            members = [_uncertain(member, n_draws) for member in members]
         # A probe of a few atoms: loading evaluates it, and should not take long.
         few = data.train[0].atoms
         few = few[:: max(1, len(few) // 24)]
@@ -88,6 +92,15 @@ def served_file(frames: str, n_members: int, compile_for: tuple[str, str] | None
         device, dtype = compile_for
         compile_served(path, device=device, dtype=dtype)
     return path
+
+
+def _uncertain(potential: Potential, n_draws: int) -> LastLayerPotential:
+    n_weights = len(readout_weights(potential))
+    factor = 1e-3 * torch.eye(n_weights, dtype=torch.float64)
+    noise = torch.randn(
+        n_weights, n_draws, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    return LastLayerPotential(potential, factor, factor @ noise)
 
 
 def compiled_record(path: Path, device: str, dtype: str) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """The command line: exit codes, messages, and one run from frames to a served file."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -92,8 +93,10 @@ def test_inspect_table(served, capsys):
     printed = capsys.readouterr()
     rows = dict(line.strip().split("  ", 1) for line in printed.out.splitlines())
     assert rows["posterior"] == "ensemble, 4 member(s), ddof 1"
-    parts = "epistemic (spread of members), aleatoric energy, aleatoric forces"
-    assert rows["uncertainty"] == parts
+    assert rows["epistemic"] == "spread of potentials trained from different seeds"
+    assert rows["aleatoric"] == "noise heads trained on energy and forces"
+    assert rows["passes per step"] == "4 network(s), 4 derivative(s) for forces"
+    assert re.match(r"ethanol \d+\.\d \(compiled \d+\.\d\), water_192 ", rows["measured cost"])
     assert rows["cutoff"] == "4.0 Å"
     assert rows["elements"] == "H (-13.6000 eV), C (-1027.5000 eV), O (-2041.9000 eV)"
     assert rows["trained in"] == "float64"
@@ -102,9 +105,12 @@ def test_inspect_table(served, capsys):
 
 
 def test_inspect_says_what_is_unknown(served, capsys):
-    for name, expected in {"mse": "none", "point": "aleatoric energy, aleatoric forces"}.items():
+    heads = {"mse": "unknown (no noise heads)", "point": "noise heads trained on energy and forces"}
+    for name, expected in heads.items():
         assert main(["inspect", str(served(name))]) == 0
-        assert f"uncertainty  {expected}\n" in capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert "epistemic  unknown (one potential)\n" in printed
+        assert f"aleatoric  {expected}\n" in printed
 
 
 def test_inspect_json_is_the_card(served, capsys):

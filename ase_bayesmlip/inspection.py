@@ -1,0 +1,100 @@
+"""What `bayesmlip inspect` says of a served file, from its card alone (no torch).
+
+The costs are measured ones: `examples/benchmarks/posterior_cost.py` writes the file they are in.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from typing import Any
+
+from ase.data import chemical_symbols
+
+from ase_bayesmlip.card import ModelCard
+
+EPISTEMIC = {
+    "ensemble": "spread of potentials trained from different seeds",
+    "swag": "spread of draws from the weights that training visits at a constant rate",
+    "ivon": "spread of draws from a variational Gaussian over the weights",
+    "laplace": "curvature of the likelihood at trained weights",
+}
+
+
+def describe(card: ModelCard) -> dict[str, str]:
+    """Title -> text, in the order of printing."""
+    draws = f" with {card.n_draws} draws each" if card.n_draws else ""
+    draws += "" if card.seed is None else f", seed {card.seed}"
+    calibration = card.calibration.get("n_frames")
+    return {
+        "posterior": f"{card.kind}, {card.n_members} member(s){draws}, ddof {card.ddof}",
+        "epistemic": _epistemic(card),
+        "aleatoric": _aleatoric(card),
+        "passes per step": _passes(card),
+        "measured cost": _cost(card),
+        "backbone": f"{card.backbone}, {card.n_parameters} parameters per member",
+        "cutoff": f"{card.cutoff} Å",
+        "elements": ", ".join(
+            f"{chemical_symbols[z]} ({card.reference_energies[chemical_symbols[z]]:.4f} eV)"
+            for z in card.atomic_numbers
+        ),
+        "trained in": card.dtype,
+        "compiled for": ", ".join(_machine(record) for record in card.compiled) or "nothing",
+        "frames": f"{card.training.get('n_train', '?')} training, "
+        f"{card.training.get('n_valid', '?')} validation",
+        "data sha256": card.training.get("train_sha256", "?")[:16],
+        "thresholds from": f"{calibration} calibration frames" if calibration else "nothing",
+        "written": f"{card.created} with torch {card.versions.get('torch')}, "
+        f"ase_bayesmlip {card.versions.get('ase_bayesmlip')}",
+    }
+
+
+def _epistemic(card: ModelCard) -> str:
+    if not card.has_epistemic:
+        return "unknown (one potential)"
+    text = EPISTEMIC.get(card.kind, "spread of the members")
+    if card.n_draws > 0:
+        text += "; energies in closed form, forces from the draws"
+        text += ", plus the spread of the members" if card.n_members > 1 else ""
+    return text
+
+
+def _aleatoric(card: ModelCard) -> str:
+    parts = [("energy", card.has_aleatoric_energy), ("forces", card.has_aleatoric_forces)]
+    known = [name for name, trained in parts if trained]
+    return f"noise heads trained on {' and '.join(known)}" if known else "unknown (no noise heads)"
+
+
+def _passes(card: ModelCard) -> str:
+    """Forward passes and derivatives of them."""
+    n, extra = card.n_members, card.n_members * card.n_draws
+    text = f"{n} network(s), {n} derivative(s) for forces"
+    return text + (f", {extra} more for their epistemic covariance" if extra else "")
+
+
+def _cost(card: ModelCard) -> str:
+    """Relative to a single potential, as measured for eight networks or draws."""
+    content = json.loads((files("ase_bayesmlip") / "posterior_cost.json").read_text("utf-8"))
+    n = content["n"]
+    texts = []
+    for system, times in content["milliseconds"].items():
+        one, one_compiled = times["one"], times["one_compiled"]
+        if card.n_draws > 0:
+            values = f"energies' {times['draws_energy'] / one:.2f}, all {times['draws'] / one:.1f}"
+        elif card.n_members > 1:
+            values = f"{times['networks'] / one:.1f}"
+            values += f" (compiled {times['networks_compiled'] / one_compiled:.1f})"
+        else:
+            values = f"1 (compiled {one_compiled / one:.2f})"
+        texts.append(f"{system} {values}")
+    what = "draws" if card.n_draws else "networks"
+    of = "" if card.n_members == 1 and not card.n_draws else f" for {n} {what}"
+    return f"{', '.join(texts)} times one potential in TorchScript{of}, on {content['cpu']}"
+
+
+def _machine(record: dict[str, Any]) -> str:
+    machine = record["machine"]
+    return (
+        f"{record['device']} in {record['dtype']} ({machine['system']} {machine['machine']}, torch "
+        f"{record['torch']}, table error {record['table_error']:.0e})"
+    )
