@@ -61,7 +61,7 @@ class BayesianCalculator(Calculator):
     lazy : bool
         Leave out of `results` what costs derivatives of its own until it is asked for by name: the
         covariances of forces and stress of a last-layer Laplace posterior, but not its variances
-        of energies. Other posteriors have everything at no extra cost.
+        of energies. Other posteriors, and compiled programs, compute everything at once.
 
     Attributes
     ----------
@@ -136,7 +136,8 @@ class BayesianCalculator(Calculator):
         self.results = {}  # a structure that is refused must not keep the numbers of the last one
         graph = self._checked_graph(self.atoms, self._neighbors)
         stress = self.atoms.cell.rank == 3
-        left_out = self.lazy and self.card.n_draws > 0 and EXTRA.isdisjoint(properties)
+        costs = self.card.n_draws > 0 and self.model.backend == "torchscript"
+        left_out = self.lazy and costs and EXTRA.isdisjoint(properties)
         prediction = self.model.predict(
             [graph],
             stress=stress,

@@ -22,7 +22,9 @@ from ase_bayesmlip.config import (
     TrainingConfig,
 )
 from ase_bayesmlip.nn.build import DataStatistics, build_potential
-from ase_bayesmlip.posterior_config import EnsembleConfig, PointConfig
+from ase_bayesmlip.nn.last_layer import LastLayerPotential
+from ase_bayesmlip.nn.potential import readout_weights
+from ase_bayesmlip.posterior_config import EnsembleConfig, LaplaceConfig, PointConfig
 from ase_bayesmlip.serving.export import ServedModel, export_members
 from ase_bayesmlip.serving.runtime import load_model
 
@@ -39,6 +41,8 @@ SERVED = {
     "mse": {"kind": "point", "members": 1, "loss": "mse"},
     "iso": {"members": 2, "covariance": "iso"},
     "cholesky": {"members": 2, "covariance": "cholesky"},
+    "laplace": {"kind": "laplace", "members": 1, "draws": 3},
+    "laplace_mixture": {"kind": "laplace", "members": 2, "draws": 3, "loss": "mse"},
     "small": {"members": 2, "backbone": "race", "n_layers": 1},
 }
 
@@ -121,6 +125,25 @@ def small_cell() -> Atoms:
     return Atoms("CO2", positions, cell=cell, pbc=True)
 
 
+POSTERIOR_CONFIGS = {
+    "ensemble": lambda members: EnsembleConfig(members=members),
+    "laplace": lambda members: LaplaceConfig(members=members),
+    "point": lambda members: PointConfig(),
+}
+
+
+def uncertain_readout(potential, n_draws, seed=0):
+    """A last-layer Laplace approximation with a random factor, correlated and not small."""
+    n_weights = len(readout_weights(potential))
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    factor = 0.05 * normal(n_weights, n_weights).tril()
+    return LastLayerPotential(potential, factor, factor @ normal(n_weights, n_draws))
+
+
 def _members(spec, references):
     options = {
         "kind": "ensemble",
@@ -129,6 +152,7 @@ def _members(spec, references):
         "backbone": "race_plus",
         "dtype": "float64",
         "n_layers": 2,
+        "draws": 0,
         **spec,
     }
     model = ModelConfig(
@@ -146,9 +170,7 @@ def _members(spec, references):
         model=model,
         loss=LossConfig(kind=options["loss"]),
         training=TrainingConfig(dtype=options["dtype"]),
-        posterior=PointConfig()
-        if options["kind"] == "point"
-        else EnsembleConfig(members=options["members"]),
+        posterior=POSTERIOR_CONFIGS[options["kind"]](options["members"]),
     )
     elements = sorted(references)
     statistics = DataStatistics(elements, [references[z] for z in elements], 9.0, 0.2)
@@ -162,6 +184,8 @@ def _members(spec, references):
     dtype = getattr(torch, options["dtype"])
     for parameter in (p for member in members for p in member.parameters()):
         parameter.data = parameter.data.to(dtype).to(torch.float64)
+    if options["draws"] > 0:
+        members = [uncertain_readout(m, options["draws"], k) for k, m in enumerate(members)]
     return members, config, statistics
 
 

@@ -142,25 +142,33 @@ class StackedPotential(nn.Module):
         count: Tensor,
         batch: Tensor,
         n_graphs: int,
-    ) -> MemberOutput:
-        """As `Potential`, with the members in the place of its single head.
+    ) -> tuple[MemberOutput, Tensor]:
+        """As `Potential.with_basis`, with the members in the place of its single head.
 
         Parameters
         ----------
         species : Tensor, (n_atoms, n_species), one-hot
         harmonics, distances, neighbor, count
             See `NeighborCoupling`.
+
+        Returns
+        -------
+        output : MemberOutput
+        basis : Tensor, (members, n_atoms, P), eV
         """
         embedding, bias = self.get_buffer("embedding"), species @ self.get_buffer("bias")
         features = [(species @ embedding).unsqueeze(2)]
         total = torch.zeros_like(bias)
         tensors: list[Tensor] = []
+        basis: list[Tensor] = []
         for layer, readout in zip(self.layers, self.readouts, strict=True):
             features = layer(features, species, harmonics, distances, neighbor, count)
-            out, tensor = readout(features)
+            out, tensor, hidden = readout(features)
+            basis.append(hidden)
             total = total + out
             tensors += [] if tensor is None else [tensor]
-        energies = self.get_buffer("scale").unsqueeze(1) * (total + bias)[..., 0]
+        scale = self.get_buffer("scale").unsqueeze(1)
+        energies = scale * (total + bias)[..., 0]
         channels = (total / len(self.layers) + bias)[..., 1:]
         variance, covariance = None, None
         if self.has_energy_noise:
@@ -170,7 +178,8 @@ class StackedPotential(nn.Module):
             none = channels.new_zeros((*channels.shape[:2], 0))
             mean = torch.stack(tensors).mean(dim=0) if tensors else none
             covariance = self._force_covariance(channels, mean)
-        return MemberOutput(energies, variance, covariance, None, None)
+        output = MemberOutput(energies, variance, covariance, None, None)
+        return output, scale.unsqueeze(2) * torch.cat(basis, dim=2)
 
     def _energy_variance(self, raw: Tensor, batch: Tensor, n_graphs: int) -> Tensor:
         scale = self.get_buffer("energy_scale").unsqueeze(1)

@@ -182,6 +182,7 @@ class StackedReadout(nn.Module):
         super().__init__()
         networks = [item.network for item in readouts]
         factors = networks[0].factors
+        self.last_factor = factors[-1]
         self.weights = nn.ParameterList(
             nn.Parameter(stack([n.weights[k] * factors[k] for n in networks]), requires_grad=False)
             for k in range(len(factors))
@@ -192,13 +193,19 @@ class StackedReadout(nn.Module):
         weight = stack([item.tensor_weight * item.factor for item in readouts])
         self.register_buffer("tensor_weight", weight.unsqueeze(2))
 
-    def forward(self, features: Features) -> tuple[Tensor, Tensor | None]:
-        """Scalars (members, n_atoms, n_scalars) and tensor (members, n_atoms, 5)."""
-        x = features[self.scalar][:, :, 0]
+    def forward(self, features: Features) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Scalars (members, n_atoms, n_scalars), tensor (members, n_atoms, 5) and basis.
+
+        The basis, (members, n_atoms, hidden), is that of `LayerReadout`.
+        """
+        basis = x = features[self.scalar][:, :, 0]
         for k, weight in enumerate(self.weights):
             if k > 0:
                 x = nn.functional.silu(x)
+            basis = x
             x = torch.bmm(x, weight)
+        basis = basis * self.last_factor
         if self.tensor < 0:
-            return x, None
-        return x, _channel_mix(features[self.tensor], self.get_buffer("tensor_weight"))[..., 0]
+            return x, None, basis
+        tensor = _channel_mix(features[self.tensor], self.get_buffer("tensor_weight"))[..., 0]
+        return x, tensor, basis

@@ -25,6 +25,7 @@ from ase_bayesmlip.graph import AtomicGraph, batch_graphs
 from ase_bayesmlip.native import load_kernels
 from ase_bayesmlip.neighbors import graph_of
 from ase_bayesmlip.nn.build import DataStatistics, build_potential
+from ase_bayesmlip.nn.last_layer import LastLayerPotential
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.serving.archive import add_compiled, quiet_torchscript
 from ase_bayesmlip.serving.compiled import CompiledProgram, machine_of, program_inputs
@@ -114,22 +115,18 @@ def compile_served(path: Path, device: str = "cpu", dtype: str | None = None) ->
     return add_compiled(path, record, files)
 
 
-def rebuild_members(path: Path) -> tuple[list[Potential], torch.Tensor]:
+def rebuild_members(path: Path) -> tuple[list[Potential | LastLayerPotential], torch.Tensor]:
     """Potentials with the weights of a served file, in float64, and its reference energies."""
     card = read_card(path)
-    if card.n_draws > 0:
-        raise RuntimeError(
-            f"{path} holds a {card.kind} posterior with drawn readouts, which the compiled backend "
-            "cannot evaluate yet"
-        )
     model = from_dict(ModelConfig, card.config["model"])
     loss_kind = card.config["loss"]["kind"]
     with quiet_torchscript():
         module = torch.jit.load(str(path), map_location="cpu")
-    members = []
+    members: list[Potential | LastLayerPotential] = []
     for scripted in module.members.children():
-        state = scripted.state_dict()
-        convolution = next(scripted.layers.children()).convolution
+        network = scripted.potential if card.n_draws > 0 else scripted
+        state = network.state_dict()
+        convolution = next(network.layers.children()).convolution
         statistics = DataStatistics(
             card.atomic_numbers,
             list(card.reference_energies.values()),
@@ -138,7 +135,12 @@ def rebuild_members(path: Path) -> tuple[list[Potential], torch.Tensor]:
         )
         potential = build_potential(model, loss_kind, statistics, seed=0)
         potential.load_state_dict({name: state[name] for name in potential.state_dict()})
-        members.append(potential.eval().requires_grad_(False))
+        potential.eval().requires_grad_(False)
+        if card.n_draws > 0:
+            factor, draws = (scripted.get_buffer(n).double() for n in ("factor", "deviations"))
+            members.append(LastLayerPotential(potential, factor, draws))
+        else:
+            members.append(potential)
     return members, module.reference_energies.detach().to(torch.float64)
 
 

@@ -6,6 +6,7 @@ table and radial networks in tables. It is traced by `compiler` and never run ea
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from ase_bayesmlip.graph import AtomicGraph, DenseEdges
 from ase_bayesmlip.nn.dense_geometry import DenseGeometry, forces_from_edges, virial_from_edges
 from ase_bayesmlip.nn.derivatives import stress_from_strain_gradient
-from ase_bayesmlip.nn.potential import Potential
+from ase_bayesmlip.nn.last_layer import LastLayerPotential
+from ase_bayesmlip.nn.potential import Potential, set_readout_weights
 from ase_bayesmlip.nn.stacked import StackedPotential
 from ase_bayesmlip.prediction import Prediction
-from ase_bayesmlip.serving.mixture import Means, mix
+from ase_bayesmlip.serving.mixture import Means, OwnSpread, mix
 
 # Slopes of a table are less accurate than its values: forces are off by several times as much.
 TABLE_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-8}
@@ -28,7 +30,7 @@ class MixtureProgram(nn.Module):
 
     Parameters
     ----------
-    members : sequence of Potential
+    members : sequence of Potential or of LastLayerPotential
         Of one architecture, in float64.
     reference_energies : Tensor of float64, (119,), eV
     dtype : torch.dtype
@@ -43,15 +45,30 @@ class MixtureProgram(nn.Module):
     reference_energies: Tensor
 
     def __init__(
-        self, members: Sequence[Potential], reference_energies: Tensor, dtype: torch.dtype
+        self,
+        members: Sequence[Potential | LastLayerPotential],
+        reference_energies: Tensor,
+        dtype: torch.dtype,
     ) -> None:
         super().__init__()
-        self.n_members = len(members)
-        stacked = StackedPotential(members, TABLE_TOLERANCE[dtype])
+        self.n_members, self.n_draws = len(members), 0
+        networks, factors = [], []
+        drawn: list[Potential] = []
+        for member in members:
+            if isinstance(member, LastLayerPotential):
+                networks.append(member.potential)
+                factors.append(member.factor)
+                drawn += _drawn_readouts(member)
+            else:
+                networks.append(member)
+        self.n_draws = len(drawn) // self.n_members
+        stacked = StackedPotential([*networks, *drawn], TABLE_TOLERANCE[dtype])
         self.table_error = stacked.table_error
         self.stacked = stacked.to(dtype)
-        self.geometry = DenseGeometry(members[0].cutoff, members[0].angular.l_max).to(dtype)
+        first = networks[0]
+        self.geometry = DenseGeometry(first.cutoff, first.angular.l_max).to(dtype)
         self.register_buffer("reference_energies", reference_energies)
+        self.register_buffer("factor", torch.stack(factors).to(dtype) if factors else None)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """`program_inputs` to those fields of a `Prediction` that are known, in order."""
@@ -77,31 +94,63 @@ class MixtureProgram(nn.Module):
         n_graphs = graph.n_graphs
         geometry: DenseGeometry = self.geometry
         vectors, harmonics, distances = geometry(graph.positions, graph.cell, graph.batch, edges)
-        # One view of the geometry per member, so that each has its own derivatives.
-        own_harmonics = harmonics.expand(self.n_members, *harmonics.shape).detach()
-        own_distances = distances.expand(self.n_members, *distances.shape).detach()
+        # One view of the geometry per network, so that each has its own derivatives.
+        n_networks = self.n_members * (1 + self.n_draws)
+        own_harmonics = harmonics.expand(n_networks, *harmonics.shape).detach()
+        own_distances = distances.expand(n_networks, *distances.shape).detach()
         leaves = [own_harmonics.requires_grad_(True), own_distances.requires_grad_(True)]
         species = self.stacked.get_buffer("one_hot").index_select(0, graph.atomic_numbers)
-        output = self.stacked(
+        output, basis = self.stacked(
             species, *leaves, edges.neighbor, edges.n_neighbors, graph.batch, n_graphs
         )
         slopes = torch.autograd.grad(output.atomic_energies.sum(), leaves)
         gradients = geometry.edge_gradients(vectors, harmonics, distances, *slopes)
         virial = virial_from_edges(gradients, vectors, graph.batch, n_graphs)
         stresses = stress_from_strain_gradient(
-            virial.flatten(0, 1), graph.cell.repeat(self.n_members, 1, 1)
-        )
-        variance, covariance = output.atomic_energies_var, output.forces_cov
+            virial.flatten(0, 1), graph.cell.repeat(n_networks, 1, 1)
+        ).view(n_networks, n_graphs, 3, 3)
+        energies = output.atomic_energies.detach().to(torch.float64)
+        forces = forces_from_edges(gradients, edges).to(torch.float64)
+        n = self.n_members
         return mix(
             graph,
             self.reference_energies,
-            Means(
-                output.atomic_energies.detach().to(torch.float64),
-                forces_from_edges(gradients, edges).to(torch.float64),
-                stresses.view(self.n_members, n_graphs, 3, 3),
-            ),
-            None,
-            None if variance is None else variance.detach().to(torch.float64).mean(dim=0),
-            None if covariance is None else covariance.detach().to(torch.float64).mean(dim=0),
-            True,
+            Means(energies[:n], forces[:n], stresses[:n]),
+            self._own_spread(energies[n:], forces[n:], stresses[n:], basis[:n]),
+            self._mean(output.atomic_energies_var),
+            self._mean(output.forces_cov),
+            members=True,
         )
+
+    def _mean(self, noise: Tensor | None) -> Tensor | None:
+        """Average over the members; drawn readouts repeat their noise."""
+        if noise is None:
+            return None
+        return noise[: self.n_members].detach().to(torch.float64).mean(dim=0)
+
+    def _own_spread(
+        self, energies: Tensor, forces: Tensor, stresses: Tensor, basis: Tensor
+    ) -> OwnSpread | None:
+        """What the drawn readouts say, (members · draws, ...), and the closed form."""
+        if self.n_draws == 0:
+            return None
+        directions = torch.bmm(basis.detach(), self.get_buffer("factor")).transpose(1, 2)
+        energies, forces, stresses = (
+            x.view(self.n_members, self.n_draws, *x.shape[1:]) for x in (energies, forces, stresses)
+        )
+        return OwnSpread(directions.to(torch.float64), energies, forces, stresses)
+
+
+def _drawn_readouts(member: LastLayerPotential) -> list[Potential]:
+    """One potential for each draw, whose energy is the deviation: readouts are linear.
+
+    The network below is the same, but a compiled program that evaluates copies of it side by side
+    takes less time than derivatives one after another.
+    """
+    potentials = []
+    for deviation in member.deviations.unbind(1):
+        potential = copy.deepcopy(member.potential)
+        set_readout_weights(potential, deviation)
+        potential.bias.data[:, 0] = 0.0
+        potentials.append(potential)
+    return potentials

@@ -40,9 +40,9 @@ def shipped(tmp_path_factory, data_folder):
     return path
 
 
-@pytest.fixture(scope="session", params=["race", "point"])
+@pytest.fixture(scope="session", params=["race", "point", "laplace"])
 def other(request, tmp_path_factory, serve):
-    """Other backbones and posteriors; the point potential is compiled in float64."""
+    """Other backbones and posteriors; all but race are compiled in float64."""
     path = tmp_path_factory.mktemp("compiled") / f"{request.param}.pt"
     serve(request.param, path)
     compile_served(path)

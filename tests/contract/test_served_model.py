@@ -19,7 +19,7 @@ from ase_bayesmlip.testing import (
     predict,
 )
 
-EQUIVARIANT = ["ensemble", "race", "nll_e", "point", "mse", "iso"]
+EQUIVARIANT = ["ensemble", "race", "nll_e", "point", "mse", "iso", "laplace", "laplace_mixture"]
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def stacked_outputs(stacked, graph):
     n_members = len(stacked.get_buffer("scale"))
     leaves = [x.expand(n_members, *x.shape).detach().requires_grad_(True) for x in parts[1:]]
     species = stacked.one_hot[graph.atomic_numbers]
-    output = stacked(
+    output, basis = stacked(
         species, *leaves, edges.neighbor, edges.n_neighbors, graph.batch, graph.n_graphs
     )
     slopes = torch.autograd.grad(output.atomic_energies.sum(), leaves)
@@ -168,6 +168,7 @@ def stacked_outputs(stacked, graph):
         "virial": virial,
         "atomic_energies_var": output.atomic_energies_var,
         "forces_cov": output.forces_cov,
+        "basis": basis.detach(),
     }
 
 
@@ -181,6 +182,7 @@ def member_outputs(members, graph):
         "stress": [slope.stress for slope in slopes],
         "atomic_energies_var": [output.atomic_energies_var for output in outputs],
         "forces_cov": [output.forces_cov for output in outputs],
+        "basis": [member.with_basis(graph)[1].detach() for member in members],
     }
     for name in ("atomic_energies_var", "forces_cov"):
         if fields[name][0] is not None:

@@ -21,7 +21,8 @@ from ase_bayesmlip.testing import check_served_model, graph_of
 
 CUTOFF = 4.0
 CPU = torch.device("cpu")
-NAMES = ["cholesky", "ensemble", "iso", "mse", "nll_e", "point", "race", "small"]
+NAMES = ["cholesky", "ensemble", "iso", "laplace", "laplace_mixture", "mse", "nll_e", "point"]
+NAMES += ["race", "small"]
 STRUCTURES = ["molecule", "crystal", "batch"]
 SLOPES = {
     "forces",
@@ -130,7 +131,7 @@ def test_a_program_says_what_the_served_model_says(name, structure, programs, gr
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("name", ["ensemble", "race"])
+@pytest.mark.parametrize("name", ["ensemble", "laplace", "race"])
 def test_kernels_in_single_precision_say_the_same(name, structure, compiled, graphs):
     model, program = compiled(name)
     assert_same_fields(model, program, graphs(structure), lambda field: 1e-4)
@@ -157,7 +158,7 @@ def test_a_program_keeps_every_symmetry(name, programs, ethanol, strained_co2):
     check_served_model(as_loaded(model, program, "float64"), ethanol, strained_co2)
 
 
-@pytest.mark.parametrize("name", ["ensemble", "race"])
+@pytest.mark.parametrize("name", ["ensemble", "laplace", "race"])
 def test_kernels_keep_every_symmetry(name, compiled, ethanol, strained_co2):
     model, program = compiled(name)
     check_served_model(as_loaded(model, program, "float32"), ethanol, strained_co2)
