@@ -19,7 +19,7 @@ from ase.outputs import Properties, all_outputs
 
 from ase_bayesmlip.card import ModelCard
 from ase_bayesmlip.graph import AtomicGraph
-from ase_bayesmlip.neighbors import NeighborList, atomic_graph, complete_cell
+from ase_bayesmlip.neighbors import NeighborList, atomic_graph, complete_cell, has_lattice
 from ase_bayesmlip.prediction import to_results
 from ase_bayesmlip.serving.runtime import LoadedModel, load_model
 
@@ -135,7 +135,7 @@ class BayesianCalculator(Calculator):
         super().calculate(atoms, properties, system_changes)
         self.results = {}  # a structure that is refused must not keep the numbers of the last one
         graph = self._checked_graph(self.atoms, self._neighbors)
-        stress = self.atoms.cell.rank == 3
+        stress = has_lattice(self.atoms)
         costs = self.card.n_draws > 0 and self.model.backend == "torchscript"
         left_out = self.lazy and costs and EXTRA.isdisjoint(properties)
         prediction = self.model.predict(
@@ -170,11 +170,11 @@ class BayesianCalculator(Calculator):
         for start in range(0, len(frames), batch_size):
             chunk = list(frames[start : start + batch_size])
             graphs = [self._numbered_graph(atoms, start + k) for k, atoms in enumerate(chunk)]
-            stress = any(atoms.cell.rank == 3 for atoms in chunk)
+            stress = any(has_lattice(atoms) for atoms in chunk)
             prediction = self.model.predict(graphs, stress=stress, members=self.return_members)
             found = to_results(prediction, [len(atoms) for atoms in chunk])
             for atoms, result in zip(chunk, found, strict=True):
-                if atoms.cell.rank < 3:
+                if not has_lattice(atoms):
                     for name in ("stress", *STRESS_SPREAD, "stress_ensemble"):
                         result.pop(name, None)
             results += found
@@ -196,12 +196,18 @@ class BayesianCalculator(Calculator):
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """Which of `SEEN` changed since the last evaluation.
 
-        As ASE's own, which compares every array with a tolerance even where none has changed.
+        As ASE's own, which compares arrays that are equal with a tolerance too, and slowly.
         """
-        if self.atoms is None:
+        last = self.atoms
+        if last is None:
             return list(all_changes)
-        pairs = {name: (getattr(self.atoms, name), getattr(atoms, name)) for name in SEEN}
-        return [name for name, (before, now) in pairs.items() if not _equal(before, now, tol)]
+        same = {
+            "positions": _equal(last.positions, atoms.positions, tol),
+            "numbers": _equal(last.numbers, atoms.numbers, 0.0),
+            "cell": _equal(last.cell.array, atoms.cell.array, tol),
+            "pbc": _equal(last.pbc, atoms.pbc, 0.0),
+        }
+        return [name for name in SEEN if not same[name]]
 
     def get_property(
         self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
@@ -283,10 +289,14 @@ def _yes(flag: bool) -> str:
     return "yes" if flag else "no"
 
 
-def _equal(before: Any, now: Any, tol: float) -> bool:
-    if np.array_equal(before, now):
+def _equal(before: np.ndarray, now: np.ndarray, tol: float) -> bool:
+    if before.shape != now.shape:
+        return False
+    # Most often nothing has changed, and comparing bytes is the fastest way to see it.
+    if before.tobytes() == now.tobytes() or (before == now).all():
         return True
-    return np.shape(before) == np.shape(now) and np.allclose(before, now, rtol=0.0, atol=tol)
+    with np.errstate(invalid="ignore"):
+        return tol > 0.0 and bool(np.abs(before - now).max() <= tol)
 
 
 def check_structure(atoms: Atoms, card: ModelCard) -> None:
@@ -313,9 +323,12 @@ def check_structure(atoms: Atoms, card: ModelCard) -> None:
 
 
 def _has_volume(atoms: Atoms) -> bool:
-    vectors = atoms.cell.array[atoms.pbc]
-    volume = abs(np.linalg.det(complete_cell(atoms)))
-    return bool(volume >= 1e-6 and np.linalg.matrix_rank(vectors) == len(vectors))
+    if not atoms.cell.array[atoms.pbc].any(axis=1).all():
+        return False
+    cell = complete_cell(atoms)
+    # Round-off leaves a volume where long vectors lie in a plane.
+    least = max(1e-6, 1e-14 * np.linalg.norm(cell, axis=1).prod())
+    return bool(abs(np.linalg.det(cell)) >= least)
 
 
 def check_distances(edge_index: np.ndarray, squared_lengths: np.ndarray) -> None:

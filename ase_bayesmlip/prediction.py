@@ -110,8 +110,9 @@ def to_results(prediction: Prediction, n_atoms: list[int]) -> list[dict[str, Any
         Fresh float64 arrays and Python floats.
     """
     fields = {
-        name: None if value is None else value.numpy(force=True)
+        name: value.numpy(force=True)
         for name, value in prediction._asdict().items()
+        if value is not None
     }
     results = []
     start = 0
@@ -122,14 +123,12 @@ def to_results(prediction: Prediction, n_atoms: list[int]) -> list[dict[str, Any
     return results
 
 
-def _one_structure(
-    fields: dict[str, np.ndarray | None], index: int, atoms: slice
-) -> dict[str, Any]:
+def _one_structure(fields: dict[str, np.ndarray], index: int, atoms: slice) -> dict[str, Any]:
     def take(name: str, selection: Any) -> np.ndarray | None:
-        value = fields[name]
+        value = fields.get(name)
         return None if value is None else np.array(value[selection], dtype=np.float64)
 
-    energy = float(fields["energy"][index])  # type: ignore[index]
+    energy = float(fields["energy"][index])
     results: dict[str, Any] = {
         "energy": energy,
         "free_energy": energy,
@@ -163,10 +162,10 @@ def add_derived(results: dict[str, Any]) -> dict[str, Any]:
     if "energy_var" in results:
         results["energy_uncertainty"] = float(np.sqrt(results["energy_var"]))
     if "forces_cov" in results:
-        diagonal = np.einsum("icc->ic", results["forces_cov"]).copy()
+        diagonal = results["forces_cov"].diagonal(axis1=1, axis2=2).copy()
         results["forces_var"] = diagonal
         results["forces_uncertainty"] = np.sqrt(diagonal)
         results["forces_std"] = np.sqrt(diagonal.sum(axis=1))
     if "stress_cov" in results:
-        results["stress_var"] = np.diag(results["stress_cov"]).copy()
+        results["stress_var"] = results["stress_cov"].diagonal().copy()
     return results

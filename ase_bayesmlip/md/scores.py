@@ -161,7 +161,7 @@ def _force_deviation(results: Mapping[str, Any], atoms: Atoms, score: str) -> np
     The trace is invariant under rotation; with an isotropic Σ_i = σ² 1 the value is σ.
     """
     covariance = np.asarray(_require(results, "forces_cov_epistemic", atoms, score), dtype=float)
-    return np.sqrt(np.einsum("icc->i", covariance) / 3)
+    return np.sqrt(covariance.trace(axis1=1, axis2=2) / 3)
 
 
 def _require(results: Mapping[str, Any], key: str, atoms: Atoms, score: str) -> Any:

@@ -17,6 +17,9 @@ _ALL_PAIRS_LIMIT = 300
 # Pairs that may come into contact are searched again when an atom has moved by half of this, Å.
 _CONTACT_SKIN = 2.0
 
+# Pairs further from contact than this, Å, are not measured.
+_CONTACT_GAP = 1.0
+
 
 def false_alarm_threshold(calibration_scores: Sequence[float] | np.ndarray, rate: float) -> float:
     """Threshold that frames like the calibration frames exceed at most at the given rate.
@@ -208,25 +211,47 @@ def close_contact(atoms: Atoms, ratio: float) -> str:
 class ContactWatch:
     """`close_contact` for a structure that moves a little from call to call.
 
-    Pairs within reach are kept from one search to the next, and a frame in which none of them is
-    in contact costs next to nothing; any other is left to `close_contact`.
+    When pairs are measured, the smallest gap between a distance and its limit is kept: until an
+    atom has moved by half of it, there is no contact. A frame in which a pair may be in contact is
+    left to `close_contact`.
     """
 
     def __init__(self) -> None:
         self._neighbors: Any = None
+        # Of the last frame that was measured; `_free` is half the smallest gap, Å.
+        self._frame: tuple[Any, ...] | None = None
+        self._positions = np.zeros((0, 3))
+        self._free = 0.0
 
     def __call__(self, atoms: Atoms, ratio: float) -> str:
         """What `close_contact` says."""
         return close_contact(atoms, ratio) if self._suspects(atoms, ratio) else ""
 
     def _suspects(self, atoms: Atoms, ratio: float) -> bool:
+        arrays = (atoms.numbers, atoms.cell.array, atoms.pbc)
+        frame = (ratio, *(array.tobytes() for array in arrays))
+        if frame == self._frame and self._is_free(atoms.positions):
+            return False
+        gap = self._smallest_gap(atoms, ratio)
+        self._frame, self._positions = frame, atoms.positions.copy()
+        self._free = 0.5 * max(gap, 0.0)
+        return gap <= 0.0
+
+    def _is_free(self, positions: np.ndarray) -> bool:
+        moved = positions - self._positions
+        moved *= moved
+        return bool(moved.sum(axis=1).max(initial=0.0) < self._free**2)
+
+    def _smallest_gap(self, atoms: Atoms, ratio: float) -> float:
+        """Smallest distance beyond its limit, Å, negative for a contact; at most _CONTACT_GAP."""
         # The margin leaves pairs at the very limit to `close_contact`.
         radii = (1 + 1e-9) * ratio * covalent_radii[atoms.numbers]
-        reach = max(2 * radii.max(initial=0.0), 0.1)
-        if self._neighbors is None or self._neighbors.cutoff < reach:
+        cutoff = 2 * radii.max(initial=0.0) + _CONTACT_GAP
+        if self._neighbors is None or self._neighbors.cutoff < cutoff:
             # Not at the top: it brings torch, which reading a log does not need.
             from ase_bayesmlip.neighbors import NeighborList
 
-            self._neighbors = NeighborList(reach, _CONTACT_SKIN)
+            self._neighbors = NeighborList(cutoff, _CONTACT_SKIN)
         (first, second), _, squared = self._neighbors.measured(atoms)
-        return bool((squared < (radii[first] + radii[second]) ** 2).any())
+        gaps = np.sqrt(squared) - radii[first] - radii[second]
+        return float(gaps.min(initial=_CONTACT_GAP))

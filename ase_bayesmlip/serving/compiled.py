@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,10 @@ from ase_bayesmlip.prediction import Prediction
 CPU_INFO = Path("/proc/cpuinfo")
 # Prefixes of the instruction sets that compilers use for numerics.
 INSTRUCTION_SETS = ("sse", "avx", "fma", "f16c", "bmi", "amx", "asimd", "sve")
+
+# Fields of a prediction that are given only when asked for.
+NO_STRESS = {name: None for name in Prediction._fields if name.startswith("stress")}
+NO_MEMBERS = {name: None for name in Prediction._fields if name.endswith("_members")}
 
 
 def machine_of(device: torch.device) -> dict[str, Any]:
@@ -54,11 +58,55 @@ def obstacle(record: dict[str, Any], device: torch.device) -> str | None:
 
 
 def program_inputs(graph: AtomicGraph, device: torch.device) -> tuple[Tensor, ...]:
-    """A graph on the CPU as the arguments of `MixtureProgram`, on the device."""
-    edges = dense_edges(graph)
+    """A graph as the arguments of `MixtureProgram`, on the device."""
+    return _atom_inputs(graph, device) + _on_device(dense_edges(graph), device)
+
+
+def _atom_inputs(graph: AtomicGraph, device: torch.device) -> tuple[Tensor, ...]:
+    atoms = (graph.positions, graph.atomic_numbers, graph.cell, graph.batch)
+    return _on_device(atoms, device)
+
+
+def _on_device(items: Iterable[Tensor], device: torch.device) -> tuple[Tensor, ...]:
     return tuple(
         item.to(device, torch.float64 if item.is_floating_point() else torch.int64)
-        for item in (graph.positions, graph.atomic_numbers, graph.cell, graph.batch, *edges)
+        for item in items
+    )
+
+
+class EdgeTable:
+    """`dense_edges` on a device, kept from one graph to the next while the edges are the same.
+
+    A step of a small system seldom brings a neighbour into the cutoff or out of it.
+
+    Parameters
+    ----------
+    device : torch.device
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._last: tuple[AtomicGraph, tuple[Tensor, ...]] | None = None
+
+    def __call__(self, graph: AtomicGraph) -> tuple[Tensor, ...]:
+        """Fields of the `DenseEdges` of a graph, on the device; not to be written to."""
+        # Read once and set once, so that threads do not mix their graphs.
+        last = self._last
+        if last is not None and _same_edges(last[0], graph):
+            return last[1]
+        table = _on_device(dense_edges(graph), self.device)
+        # A copy: the graph may be changed in place.
+        copied = {name: getattr(graph, name).clone() for name in ("edge_index", "edge_shift")}
+        self._last = graph._replace(**copied), table
+        return table
+
+
+def _same_edges(one: AtomicGraph, other: AtomicGraph) -> bool:
+    return (
+        len(one.positions) == len(other.positions)
+        and one.edge_index.device == other.edge_index.device
+        and torch.equal(one.edge_index, other.edge_index)
+        and torch.equal(one.edge_shift, other.edge_shift)
     )
 
 
@@ -96,6 +144,7 @@ class CompiledProgram:
     ) -> None:
         self.record, self.device = record, device
         self._names = record["fields"]
+        self._edge_table = EdgeTable(device)
         # Libraries stay mapped after their files are gone.
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -108,10 +157,11 @@ class CompiledProgram:
 
     def __call__(self, graph: AtomicGraph, stress: bool, members: bool) -> Prediction:
         """Evaluate a graph of at least two atoms; fields not asked for are None."""
-        values = dict(zip(self._names, self._run(*program_inputs(graph, self.device)), strict=True))
-        for name in Prediction._fields:
-            hidden = name.startswith("stress") and not stress
-            hidden |= name.endswith("_members") and not members
-            if hidden or name not in values:
-                values[name] = None
+        values: dict[str, Any] = dict.fromkeys(Prediction._fields)
+        outputs = self._run(*_atom_inputs(graph, self.device), *self._edge_table(graph))
+        values.update(zip(self._names, outputs, strict=True))
+        if not stress:
+            values.update(NO_STRESS)
+        if not members:
+            values.update(NO_MEMBERS)
         return Prediction(**values)

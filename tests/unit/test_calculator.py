@@ -400,6 +400,18 @@ def flat_cell(atoms):
     atoms.pbc = True
 
 
+def flat_cell_with_round_off(atoms):
+    cell = 1e5 * np.random.default_rng(0).uniform(size=(3, 3))
+    cell[2] = cell[0] / 3 + cell[1] / 7  # a determinant of 0.03 Å³ is left
+    atoms.set_cell(cell)
+    atoms.pbc = True
+
+
+def open_vector_for_a_periodic_one(atoms):
+    atoms.set_cell([9, 9, 0])
+    atoms.pbc = [False, False, True]
+
+
 def two_vectors_for_three(atoms):
     atoms.set_cell([9, 9, 0])
     atoms.pbc = True
@@ -424,10 +436,21 @@ REFUSED = {
     own_image: r"overlap.*0\.100 Å",
     no_cell: r"pbc is \[True, True, True\].*no volume",
     flat_cell: r"no volume",
+    flat_cell_with_round_off: r"no volume",
+    open_vector_for_a_periodic_one: r"no volume",
     two_vectors_for_three: r"no volume",
     nan_cell: r"cell is not finite",
     no_atoms: r"no atoms",
 }
+
+
+def test_an_open_direction_may_be_any_length(calculator, ethanol):
+    for length in (0.0, 1e-3, 20.0, 1e8):
+        atoms = ethanol.copy()
+        atoms.set_cell([12, 12, length])
+        atoms.pbc = [True, True, False]
+        atoms.calc = calculator("small")
+        assert np.isfinite(atoms.get_potential_energy())
 
 
 @pytest.mark.parametrize("spoil", REFUSED, ids=lambda function: function.__name__)

@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ase_bayesmlip.graph import edge_vectors
-from ase_bayesmlip.neighbors import NeighborList, atomic_graph, complete_cell, neighbor_edges
+from ase_bayesmlip.neighbors import (
+    NeighborList,
+    atomic_graph,
+    complete_cell,
+    has_lattice,
+    neighbor_edges,
+)
 
 FAST = settings(max_examples=40, deadline=None)
 
@@ -219,6 +225,21 @@ def test_caller_may_change_its_own_arrays():
 def test_unusable_cutoff_or_skin(cutoff, skin):
     with pytest.raises(ValueError, match="cutoff must be positive"):
         NeighborList(cutoff, skin)
+
+
+@pytest.mark.parametrize(
+    "cell", [None, [9, 9, 9], [9, 9, 0], [0, 9, 0], [[1, 1, 0], [0, 0, 0], [0, 0, 2]]]
+)
+def test_a_lattice_has_three_vectors(cell):
+    atoms = Atoms("H", cell=cell)
+    assert has_lattice(atoms) == (atoms.cell.rank == 3)
+
+
+def test_a_cell_that_is_not_a_number_is_never_taken_for_the_last_one():
+    neighbors = NeighborList(cutoff=3.0)
+    still = np.zeros((1, 3)), np.full((3, 3), np.nan), np.zeros(3, dtype=bool)
+    neighbors._positions, neighbors._cell, neighbors._pbc = still
+    assert neighbors._is_stale(*still)
 
 
 def test_cell_is_completed_only_where_something_is_periodic():

@@ -50,6 +50,72 @@ def test_contact_watch_on_ordinary_structures(atoms, ratio):
     assert ContactWatch()(atoms, ratio) == ""
 
 
+@pytest.fixture
+def watched(monkeypatch):
+    """A watch, and a list that grows with every frame that is measured."""
+    watch, measured = ContactWatch(), []
+
+    def smallest_gap(atoms, ratio):
+        measured.append(len(atoms))
+        return ContactWatch._smallest_gap(watch, atoms, ratio)
+
+    monkeypatch.setattr(watch, "_smallest_gap", smallest_gap)
+    return watch, measured
+
+
+def test_contact_watch_measures_when_an_atom_has_moved_by_half_the_gap(watched):
+    """At a ratio of 0.5 two hydrogen atoms touch at 0.31 Å: a gap of 0.69 Å."""
+    watch, measured = watched
+    atoms = Atoms("H2", [[0, 0, 0], [0, 0, 1.0]])
+    for distance, n_measured in [(1.0, 1), (0.66, 1), (1.34, 1), (0.65, 2), (0.49, 2), (0.47, 3)]:
+        atoms.positions[1, 2] = distance
+        assert watch(atoms, 0.5) == ""
+        assert len(measured) == n_measured
+    atoms.positions[1, 2] = 0.3
+    for n_measured in (4, 5):  # in contact, every frame is measured
+        assert watch(atoms, 0.5) == close_contact(atoms, 0.5) != ""
+        assert len(measured) == n_measured
+
+
+def heavier(atoms):
+    atoms.numbers[:] = 55
+
+
+def smaller(atoms):
+    atoms.set_cell([9, 9, 1.2])
+
+
+def periodic(atoms):
+    atoms.pbc = [False, False, True]
+
+
+def one_more(atoms):
+    atoms += Atoms("H", [atoms.positions[0] + [0, 0.1, 0]])
+
+
+@pytest.mark.parametrize("change", [heavier, smaller, periodic, one_more])
+def test_contact_watch_sees_contacts_that_come_without_motion(change):
+    atoms = Atoms("H2", [[0, 0, 0], [0, 0, 1.0]], cell=[9, 9, 1.2])
+    atoms.pbc = [False, False, change is smaller]
+    if change is smaller:
+        atoms.set_cell([9, 9, 9])
+    watch = ContactWatch()
+    assert watch(atoms, 0.5) == ""
+    change(atoms)
+    assert watch(atoms, 0.5) == close_contact(atoms, 0.5) != ""
+
+
+def test_contact_watch_is_not_lulled_by_positions_that_are_not_finite(watched):
+    watch, measured = watched
+    atoms = Atoms("H2", [[0, 0, 0], [0, 0, 1.0]])
+    watch(atoms, 0.5)
+    atoms.positions[1] = np.nan
+    watch(atoms, 0.5)
+    atoms.positions[1] = [0, 0, 0.1]
+    assert watch(atoms, 0.5) == close_contact(atoms, 0.5) != ""
+    assert len(measured) == 3
+
+
 def test_contact_watch_seldom_searches():
     atoms = bulk("NaCl", "rocksalt", a=5.6, cubic=True)
     watch = ContactWatch()

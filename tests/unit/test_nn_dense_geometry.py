@@ -106,6 +106,23 @@ def keys(centre, neighbour, shift):
 
 
 @ALL
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_table_is_that_of_the_definition(name, dtype):
+    graph = graph_to(GRAPHS[name](), torch.device("cpu"), dtype)
+    edges = dense_edges(graph)
+    neighbor, shift = torch.zeros_like(edges.neighbor), torch.zeros_like(edges.shift)
+    for i in range(len(graph.positions)):
+        own = torch.nonzero(graph.edge_index[0] == i)[:, 0]
+        neighbor[i] = i
+        neighbor[i, : len(own)] = graph.edge_index[1, own]
+        shift[i, : len(own)] = graph.edge_shift[own]
+    assert torch.equal(edges.neighbor, neighbor)
+    assert torch.equal(edges.shift, shift)
+    assert edges.neighbor.dtype == edges.n_neighbors.dtype == torch.int64
+    assert edges.shift.dtype == dtype
+
+
+@ALL
 def test_the_table_holds_every_edge_once(name):
     graph = GRAPHS[name]()
     edges = dense_edges(graph)
