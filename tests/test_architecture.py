@@ -20,7 +20,7 @@ LAYERS = [
         "inspection",
         "strict",
     },
-    {"native", "neighbors", "statistics", "linear_gaussian", "metrics", "nn"},
+    {"native", "neighbors", "statistics", "linear_gaussian", "metrics", "nn", "structure_checks"},
     {"datasets", "training", "calibration"},
     {"posteriors", "serving"},
     {"calculator", "md", "active"},

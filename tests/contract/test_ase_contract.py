@@ -161,6 +161,7 @@ def test_todict_is_serialisable(calculator, served):
         "backend": "torchscript",
         "skin": 0.25,
         "return_members": False,
+        "lazy": False,
     }
     assert calc.name == "bayesiancalculator"
     rebuilt = type(calc)(**settings)
