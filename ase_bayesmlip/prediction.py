@@ -36,10 +36,10 @@ class MemberOutput(NamedTuple):
     """
 
     atomic_energies: Tensor
-    atomic_energies_var: Tensor | None
-    forces_cov: Tensor | None
-    directions: Tensor | None
-    draws: Tensor | None
+    atomic_energies_var: Tensor | None = None
+    forces_cov: Tensor | None = None
+    directions: Tensor | None = None
+    draws: Tensor | None = None
 
 
 class Prediction(NamedTuple):

@@ -129,7 +129,7 @@ class Potential(nn.Module):
         variance_channels = (noise / n_layers + species @ self.bias)[:, 1:]
         energy_var, cov = self._noise(variance_channels, tensor / max(n_tensors, 1), graph)
         energies = (self.scale * scalars[:, 0]).unsqueeze(0)
-        output = MemberOutput(energies, energy_var, cov, None, None)
+        output = MemberOutput(energies, energy_var, cov)
         return output, self.scale * torch.cat(basis, dim=1)
 
     def _noise(

@@ -178,7 +178,7 @@ class StackedPotential(nn.Module):
             none = channels.new_zeros((*channels.shape[:2], 0))
             mean = torch.stack(tensors).mean(dim=0) if tensors else none
             covariance = self._force_covariance(channels, mean)
-        output = MemberOutput(energies, variance, covariance, None, None)
+        output = MemberOutput(energies, variance, covariance)
         return output, scale.unsqueeze(2) * torch.cat(basis, dim=2)
 
     def _energy_variance(self, raw: Tensor, batch: Tensor, n_graphs: int) -> Tensor:

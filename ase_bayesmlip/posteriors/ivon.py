@@ -17,21 +17,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.nn.utils import parameters_to_vector
 
 from ase_bayesmlip.config import Config as RunConfig
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.posterior_config import IVONConfig as Config
-from ase_bayesmlip.posteriors.members import (
+from ase_bayesmlip.posteriors.around_members import (
     AroundMembers,
-    TrainedMembers,
-    Weights,
+    drawn_potentials,
     fit_members,
-    member_data,
-    started_member,
+    load_stages,
     starting_members,
 )
-from ase_bayesmlip.posteriors.run_folder import member_name, read_run
 from ase_bayesmlip.training.curvature import estimated_diagonal
 from ase_bayesmlip.training.data import GraphDataset
 from ase_bayesmlip.training.distributed import (
@@ -42,7 +39,7 @@ from ase_bayesmlip.training.distributed import (
 )
 from ase_bayesmlip.training.ivon import IVON
 from ase_bayesmlip.training.loss import evaluate, negative_log_likelihood
-from ase_bayesmlip.training.stage import digest, read_stage, run_stage
+from ase_bayesmlip.training.stage import digest
 from ase_bayesmlip.training.state import run_identity
 from ase_bayesmlip.training.validation import validation_metrics
 
@@ -201,46 +198,20 @@ def fit(
 ) -> State:
     """Train the members, or take those of `start_from`, and learn the variances of each."""
     start = starting_members(config, folder, resume, device, jobs, progress)
-    fit_members(_fit_member, start, folder, resume, device, jobs, progress)
+    fit_members(Variational, start, folder, resume, device, jobs, progress)
     return load(folder)
 
 
-def _fit_member(
-    config: RunConfig,
-    folder: Path,
-    index: int,
-    weights: Weights,
-    resume: bool,
-    device: str,
-    progress: bool,
-    position: int,
-) -> None:
-    data, train, valid = member_data(config, device)
-    potential = started_member(config, data, weights, device)
-    seed = config.seeds.shuffling + index
-    run_stage(
-        Variational(potential, train, valid, config, seed), folder, resume, progress, position
-    )
-
-
 def load(folder: Path) -> State:
-    """Read means and deviations of a run.
+    """Read the means and deviations of a run.
 
     Raises
     ------
     FileNotFoundError, ValueError
         If the folder is no run, or one that has not come to its end.
     """
-    config, record = read_run(folder)
-    assert isinstance(config.posterior, Config)
-    states = [
-        read_stage(Path(folder) / member_name(index) / f"{NAME}.pt")
-        for index in range(config.posterior.members)
-    ]
-    weights = tuple(state["model"] for state in states)
-    return State(
-        TrainedMembers(config, record, weights), tuple(state["deviations"] for state in states)
-    )
+    run, states = load_stages(folder, NAME)
+    return State(run, tuple(state["deviations"] for state in states))
 
 
 def draw(state: State, n: int | None, generator: torch.Generator) -> list[Potential]:
@@ -253,16 +224,10 @@ def draw(state: State, n: int | None, generator: torch.Generator) -> list[Potent
     """
     settings = state.config.posterior
     assert isinstance(settings, Config)
-    n = settings.samples if n is None else n
-    if n < 2:
-        raise ValueError(f"{n} samples asked of an IVON posterior; at least 2 have a spread")
-    potentials = []
-    for index in range(n):
-        member = index % len(state.deviations)
-        potential = state.run.potential(state.run.weights[member])
-        mean = parameters_to_vector(potential.parameters())
-        deviation = state.deviations[member]
-        noise = torch.randn(len(mean), generator=generator, dtype=torch.float64)
-        vector_to_parameters(mean + deviation * noise, potential.parameters())
-        potentials.append(potential)
-    return potentials
+
+    def sample(member: int) -> Tensor:
+        weights, deviation = state.run.weights[member], state.deviations[member]
+        mean = parameters_to_vector(state.run.potential(weights).parameters())
+        return mean + deviation * torch.randn(len(mean), generator=generator, dtype=torch.float64)
+
+    return drawn_potentials(state.run, settings.samples if n is None else n, sample)

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.nn.utils import parameters_to_vector
 
 from ase_bayesmlip.config import Config as RunConfig
 from ase_bayesmlip.datasets import LabelledFrame
@@ -36,16 +36,13 @@ from ase_bayesmlip.linear_gaussian import Gaussian, maximise_evidence, posterior
 from ase_bayesmlip.nn.last_layer import LastLayerPotential
 from ase_bayesmlip.nn.potential import Potential, readout_weights, set_readout_weights
 from ase_bayesmlip.posterior_config import LaplaceConfig as Config
-from ase_bayesmlip.posteriors.members import (
+from ase_bayesmlip.posteriors.around_members import (
     AroundMembers,
-    TrainedMembers,
-    Weights,
+    drawn_potentials,
     fit_members,
-    member_data,
-    started_member,
+    load_stages,
     starting_members,
 )
-from ase_bayesmlip.posteriors.run_folder import member_name, read_run
 from ase_bayesmlip.training.curvature import (
     GaussNewton,
     estimated_diagonal,
@@ -54,7 +51,7 @@ from ase_bayesmlip.training.curvature import (
     predictive_nll,
 )
 from ase_bayesmlip.training.data import GraphDataset
-from ase_bayesmlip.training.stage import digest, read_stage, run_stage
+from ase_bayesmlip.training.stage import digest
 from ase_bayesmlip.training.state import run_identity
 
 __all__ = ["Config", "Gaussian", "State", "draw", "fit", "load", "update"]
@@ -99,6 +96,7 @@ class Curvature:
     ) -> None:
         assert isinstance(config.posterior, Config)
         self.potential, self.settings = potential, config.posterior
+        potential.requires_grad_(config.posterior.weights == "all")
         self.train_set, self.valid_set = train, valid
         self.seed = seed
         self.n_steps = math.ceil(len(train) / BATCH)
@@ -204,25 +202,8 @@ def fit(
 ) -> State:
     """Train the members, or take those of `start_from`, and fit a Gaussian around each."""
     start = starting_members(config, folder, resume, device, jobs, progress)
-    fit_members(_fit_member, start, folder, resume, device, jobs, progress)
+    fit_members(Curvature, start, folder, resume, device, jobs, progress)
     return load(folder)
-
-
-def _fit_member(
-    config: RunConfig,
-    folder: Path,
-    index: int,
-    weights: Weights,
-    resume: bool,
-    device: str,
-    progress: bool,
-    position: int,
-) -> None:
-    data, train, valid = member_data(config, device)
-    potential = started_member(config, data, weights, device)
-    potential.requires_grad_(config.posterior.weights == "all")  # type: ignore[union-attr]
-    seed = config.seeds.shuffling + index
-    run_stage(Curvature(potential, train, valid, config, seed), folder, resume, progress, position)
 
 
 def load(folder: Path) -> State:
@@ -233,15 +214,8 @@ def load(folder: Path) -> State:
     FileNotFoundError, ValueError
         If the folder is no run, or one that has not come to its end.
     """
-    config, record = read_run(folder)
-    assert isinstance(config.posterior, Config)
-    states = [
-        read_stage(Path(folder) / member_name(index) / f"{NAME}.pt")
-        for index in range(config.posterior.members)
-    ]
-    weights = tuple(state["model"] for state in states)
-    gaussians = tuple(Gaussian(**state["gaussian"]) for state in states)
-    return State(TrainedMembers(config, record, weights), gaussians)
+    run, states = load_stages(folder, NAME)
+    return State(run, tuple(Gaussian(**state["gaussian"]) for state in states))
 
 
 def draw(
@@ -259,19 +233,17 @@ def draw(
         If fewer than two are asked for.
     """
     n = state.settings.samples if n is None else n
+
+    def sample(member: int) -> Tensor:
+        gaussian = state.gaussians[member]
+        noise = torch.randn(len(gaussian.mean), generator=generator, dtype=torch.float64)
+        return gaussian.mean + gaussian.factor() * noise
+
+    if state.settings.weights == "all":
+        return drawn_potentials(state.run, n, sample)
     if n < 2:
-        raise ValueError(f"{n} samples asked of a Laplace posterior; at least 2 have a spread")
-    n_members = len(state.gaussians)
-    if state.settings.weights == "last_layer":
-        return [last_layer(state, index, n, generator) for index in range(n_members)]
-    return [_whole(state, index % n_members, generator) for index in range(n)]
-
-
-def _whole(state: State, member: int, generator: torch.Generator) -> Potential:
-    potential, gaussian = state.run.potential(state.run.weights[member]), state.gaussians[member]
-    noise = torch.randn(len(gaussian.mean), generator=generator, dtype=torch.float64)
-    vector_to_parameters(gaussian.mean + gaussian.factor() * noise, potential.parameters())
-    return potential
+        raise ValueError(f"{n} draws asked of a Laplace posterior; at least 2 have a spread")
+    return [last_layer(state, index, n, generator) for index in range(len(state.gaussians))]
 
 
 def last_layer(state: State, member: int, n: int, generator: torch.Generator) -> LastLayerPotential:

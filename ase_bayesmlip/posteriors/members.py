@@ -22,7 +22,7 @@ from ase_bayesmlip.training.allocator import keep_freed_memory
 from ase_bayesmlip.training.data import GraphDataset, TrainingData, load_training_data
 from ase_bayesmlip.training.distributed import barrier, process_group, rank, world_size
 from ase_bayesmlip.training.loop import Trainer
-from ase_bayesmlip.training.state import differences, load_state
+from ase_bayesmlip.training.state import load_state
 
 Weights = dict[str, Tensor]
 
@@ -62,29 +62,6 @@ class TrainedMembers:
         return potential.eval().requires_grad_(False)
 
 
-@dataclasses.dataclass(frozen=True)
-class AroundMembers:
-    """State of a posterior that has a distribution of the weights around each member.
-
-    Attributes
-    ----------
-    run : TrainedMembers
-        With the weights at the centre.
-    """
-
-    run: TrainedMembers
-
-    @property
-    def config(self) -> Config:
-        """Configuration of the run."""
-        return self.run.config
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """What the run kept of its data."""
-        return self.run.record
-
-
 def train_members(
     config: Config,
     n_members: int,
@@ -107,7 +84,7 @@ def train_members(
         If the data or the configuration differ from those of the run that is resumed, or if
         `jobs` is more than 1 under torchrun.
     """
-    _check_jobs(jobs)
+    check_jobs(jobs)
     with process_group(device) as own:
         prepare_run(config, load_training_data(config), folder, resume)
         arguments = [(config, folder, index, bootstrap, resume, own) for index in range(n_members)]
@@ -116,79 +93,13 @@ def train_members(
     return load_members(folder)
 
 
-def _check_jobs(jobs: int) -> None:
+def check_jobs(jobs: int) -> None:
+    """Refuse several jobs under torchrun."""
     if world_size() > 1 and jobs > 1:
         raise ValueError(
             f"jobs is {jobs}, but under torchrun members are trained one after another, each on "
             "all processes; leave it at 1"
         )
-
-
-def starting_members(
-    config: Config, folder: Path, resume: bool, device: str, jobs: int, progress: bool
-) -> TrainedMembers:
-    """The potentials that a posterior starts from: those of another run, or trained here.
-
-    Raises
-    ------
-    ValueError
-        If the other run has another potential, other data or fewer members.
-    """
-    posterior = config.posterior
-    n_members, start_from = posterior.members, posterior.start_from  # type: ignore[union-attr]
-    if start_from is None:
-        return train_members(
-            config, n_members, False, folder, resume, device=device, jobs=jobs, progress=progress
-        )
-    start = load_members(Path(start_from))
-    with process_group(device):
-        data = load_training_data(config)
-        _check_start(start, config, data, n_members)
-        prepare_run(config, data, folder, resume)
-        barrier()
-    weights = start.weights[:n_members]
-    return TrainedMembers(config, data.record(), weights)
-
-
-def _check_start(start: TrainedMembers, config: Config, data: TrainingData, n_members: int) -> None:
-    where = f"posterior.start_from: {config.posterior.start_from}"  # type: ignore[union-attr]
-    there, here = (
-        {"model": dataclasses.asdict(item.model), "loss": {"kind": item.loss.kind}}
-        for item in (start.config, config)
-    )
-    changed = differences(there, here)
-    if changed:
-        raise ValueError(f"{where} holds another potential ({'; '.join(changed)})")
-    if len(start.weights) < n_members:
-        raise ValueError(f"{where} holds {len(start.weights)} members; {n_members} are asked for")
-    record = data.record()
-    for name in ("train_sha256", "statistics"):
-        if start.record[name] != record[name]:
-            raise ValueError(f"{where} was trained on other data ({name} differs)")
-
-
-def fit_members(
-    function: Callable[..., None],
-    start: TrainedMembers,
-    folder: Path,
-    resume: bool,
-    device: str,
-    jobs: int,
-    progress: bool,
-) -> None:
-    """Fit a posterior around each member, one after another or in processes.
-
-    The function is called as ``function(config, folder of the member, index, weights, resume,
-    device, progress, position)``.
-    """
-    _check_jobs(jobs)
-    with process_group(device) as own:
-        arguments = [
-            (start.config, folder / member_name(index), index, weights, resume, own)
-            for index, weights in enumerate(start.weights)
-        ]
-        run_members(function, arguments, jobs, progress)
-        barrier()
 
 
 def run_members(
@@ -270,14 +181,6 @@ def member_data(config: Config, device: str) -> tuple[TrainingData, GraphDataset
     data = load_training_data(config)
     train = GraphDataset(data.train, data.references, cutoff, dtype, device)
     return data, train, GraphDataset(data.valid, data.references, cutoff, dtype, device)
-
-
-def started_member(config: Config, data: TrainingData, weights: Weights, device: str) -> Potential:
-    """A trainable potential with the given weights, in the precision of the training."""
-    dtype = getattr(torch, config.training.dtype)
-    potential = build_potential(config.model, config.loss.kind, data.statistics, 0, dtype)
-    potential.load_state_dict(weights)
-    return potential.to(device)
 
 
 def load_members(folder: Path) -> TrainedMembers:

@@ -21,25 +21,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.nn.utils import parameters_to_vector
 
 from ase_bayesmlip.config import Config as RunConfig
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.posterior_config import SWAGConfig as Config
-from ase_bayesmlip.posteriors.members import (
+from ase_bayesmlip.posteriors.around_members import (
     AroundMembers,
-    TrainedMembers,
-    Weights,
+    drawn_potentials,
     fit_members,
-    member_data,
-    started_member,
+    load_stages,
     starting_members,
 )
-from ase_bayesmlip.posteriors.run_folder import member_name, read_run
 from ase_bayesmlip.training.data import GraphDataset
 from ase_bayesmlip.training.distributed import of_first_rank, own_batches, sum_over_ranks
 from ase_bayesmlip.training.loss import evaluate, final_loss, loss
-from ase_bayesmlip.training.stage import digest, read_stage, run_stage
+from ase_bayesmlip.training.stage import digest
 from ase_bayesmlip.training.state import run_identity
 from ase_bayesmlip.training.validation import validation_metrics
 
@@ -222,24 +219,8 @@ def fit(
             f"gives {n_snapshots} snapshots; at least 2 are needed"
         )
     start = starting_members(config, folder, resume, device, jobs, progress)
-    fit_members(_fit_member, start, folder, resume, device, jobs, progress)
+    fit_members(Snapshots, start, folder, resume, device, jobs, progress)
     return load(folder)
-
-
-def _fit_member(
-    config: RunConfig,
-    folder: Path,
-    index: int,
-    weights: Weights,
-    resume: bool,
-    device: str,
-    progress: bool,
-    position: int,
-) -> None:
-    data, train, valid = member_data(config, device)
-    potential = started_member(config, data, weights, device)
-    seed = config.seeds.shuffling + index
-    run_stage(Snapshots(potential, train, valid, config, seed), folder, resume, progress, position)
 
 
 def load(folder: Path) -> State:
@@ -250,15 +231,8 @@ def load(folder: Path) -> State:
     FileNotFoundError, ValueError
         If the folder is no run, or one that has not come to its end.
     """
-    config, record = read_run(folder)
-    assert isinstance(config.posterior, Config)
-    states = [
-        read_stage(Path(folder) / member_name(index) / f"{NAME}.pt")
-        for index in range(config.posterior.members)
-    ]
-    weights = tuple(state["model"] for state in states)
-    moments = tuple(Moments(**state["moments"]) for state in states)
-    return State(TrainedMembers(config, record, weights), moments)
+    run, states = load_stages(folder, NAME)
+    return State(run, tuple(Moments(**state["moments"]) for state in states))
 
 
 def draw(state: State, n: int | None, generator: torch.Generator) -> list[Potential]:
@@ -271,14 +245,8 @@ def draw(state: State, n: int | None, generator: torch.Generator) -> list[Potent
     """
     settings = state.config.posterior
     assert isinstance(settings, Config)
-    n = settings.samples if n is None else n
-    if n < 2:
-        raise ValueError(f"{n} samples asked of a SWAG posterior; at least 2 have a spread")
-    potentials = []
-    for index in range(n):
-        member = index % len(state.moments)
-        potential = state.run.potential(state.run.weights[member])
-        sample = state.moments[member].sample(settings.scale, settings.diagonal, generator)
-        vector_to_parameters(sample, potential.parameters())
-        potentials.append(potential)
-    return potentials
+
+    def sample(member: int) -> Tensor:
+        return state.moments[member].sample(settings.scale, settings.diagonal, generator)
+
+    return drawn_potentials(state.run, settings.samples if n is None else n, sample)

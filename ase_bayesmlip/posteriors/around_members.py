@@ -1,0 +1,189 @@
+"""Posteriors around trained members: where they start, how they are fitted, drawn and read.
+
+SWAG, IVON and Laplace share this. Each has a stage that follows the training of a potential.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import vector_to_parameters
+
+from ase_bayesmlip.config import Config
+from ase_bayesmlip.nn.build import build_potential
+from ase_bayesmlip.nn.potential import Potential
+from ase_bayesmlip.posteriors.members import (
+    TrainedMembers,
+    Weights,
+    check_jobs,
+    load_members,
+    member_data,
+    run_members,
+    train_members,
+)
+from ase_bayesmlip.posteriors.run_folder import member_name, prepare_run, read_run
+from ase_bayesmlip.training.data import TrainingData, load_training_data
+from ase_bayesmlip.training.distributed import barrier, process_group
+from ase_bayesmlip.training.stage import Stage, read_stage, run_stage
+from ase_bayesmlip.training.state import differences
+
+
+@dataclasses.dataclass(frozen=True)
+class AroundMembers:
+    """State of a posterior that has a distribution of the weights around each member.
+
+    Attributes
+    ----------
+    run : TrainedMembers
+        With the weights at the centre.
+    """
+
+    run: TrainedMembers
+
+    @property
+    def config(self) -> Config:
+        """Configuration of the run."""
+        return self.run.config
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the run kept of its data."""
+        return self.run.record
+
+
+def starting_members(
+    config: Config, folder: Path, resume: bool, device: str, jobs: int, progress: bool
+) -> TrainedMembers:
+    """The potentials that a posterior starts from: those of another run, or trained here.
+
+    Raises
+    ------
+    ValueError
+        If the other run has another potential, other data or fewer members.
+    """
+    posterior = config.posterior
+    n_members, start_from = posterior.members, posterior.start_from  # type: ignore[union-attr]
+    if start_from is None:
+        return train_members(
+            config, n_members, False, folder, resume, device=device, jobs=jobs, progress=progress
+        )
+    start = load_members(Path(start_from))
+    with process_group(device):
+        data = load_training_data(config)
+        _check_start(start, config, data, n_members)
+        prepare_run(config, data, folder, resume)
+        barrier()
+    weights = start.weights[:n_members]
+    return TrainedMembers(config, data.record(), weights)
+
+
+def _check_start(start: TrainedMembers, config: Config, data: TrainingData, n_members: int) -> None:
+    where = f"posterior.start_from: {config.posterior.start_from}"  # type: ignore[union-attr]
+    there, here = (
+        {"model": dataclasses.asdict(item.model), "loss": {"kind": item.loss.kind}}
+        for item in (start.config, config)
+    )
+    changed = differences(there, here)
+    if changed:
+        raise ValueError(f"{where} holds another potential ({'; '.join(changed)})")
+    if len(start.weights) < n_members:
+        raise ValueError(f"{where} holds {len(start.weights)} members; {n_members} are asked for")
+    record = data.record()
+    for name in ("train_sha256", "statistics"):
+        if start.record[name] != record[name]:
+            raise ValueError(f"{where} was trained on other data ({name} differs)")
+
+
+def fit_members(
+    stage: Callable[..., Stage],
+    start: TrainedMembers,
+    folder: Path,
+    resume: bool,
+    device: str,
+    jobs: int,
+    progress: bool,
+) -> None:
+    """Run a stage for each member, one after another or in processes.
+
+    Parameters
+    ----------
+    stage : callable
+        ``stage(potential, train, valid, config, seed)``, at the top of its module.
+    """
+    check_jobs(jobs)
+    with process_group(device) as own:
+        arguments = [
+            (stage, start.config, folder, index, weights, resume, own)
+            for index, weights in enumerate(start.weights)
+        ]
+        run_members(_fit_member, arguments, jobs, progress)
+        barrier()
+
+
+def _fit_member(
+    stage: Callable[..., Stage],
+    config: Config,
+    folder: Path,
+    index: int,
+    weights: Weights,
+    resume: bool,
+    device: str,
+    progress: bool,
+    position: int,
+) -> None:
+    data, train, valid = member_data(config, device)
+    dtype = getattr(torch, config.training.dtype)
+    potential = build_potential(config.model, config.loss.kind, data.statistics, 0, dtype)
+    potential.load_state_dict(weights)
+    made = stage(potential.to(device), train, valid, config, config.seeds.shuffling + index)
+    run_stage(made, folder / member_name(index), resume, progress, position)
+
+
+def load_stages(folder: Path, name: str) -> tuple[TrainedMembers, list[dict[str, Any]]]:
+    """What the stage of that name left of every member: its weights, and its whole state.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the folder is no run, or one that has not come to its end.
+    """
+    config, record = read_run(folder)
+    n_members: int = config.posterior.members  # type: ignore[union-attr]
+    states = [
+        read_stage(Path(folder) / member_name(index) / f"{name}.pt") for index in range(n_members)
+    ]
+    return TrainedMembers(config, record, tuple(state["model"] for state in states)), states
+
+
+def drawn_potentials(
+    run: TrainedMembers, n: int, sample: Callable[[int], Tensor]
+) -> list[Potential]:
+    """`n` potentials with drawn weights; members take turns.
+
+    Parameters
+    ----------
+    sample : callable
+        Member -> all its weights as one vector, (P,), drawn.
+
+    Raises
+    ------
+    ValueError
+        If fewer than two are asked for.
+    """
+    if n < 2:
+        raise ValueError(
+            f"{n} samples asked of a posterior of kind {run.config.posterior.kind}; at least 2 "
+            "have a spread"
+        )
+    potentials = []
+    for index in range(n):
+        member = index % len(run.weights)
+        potential = run.potential(run.weights[member])
+        vector_to_parameters(sample(member), potential.parameters())
+        potentials.append(potential)
+    return potentials
