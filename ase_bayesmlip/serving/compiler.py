@@ -137,7 +137,7 @@ def rebuild_members(path: Path) -> tuple[list[Potential | LastLayerPotential], t
         potential.load_state_dict({name: state[name] for name in potential.state_dict()})
         potential.eval().requires_grad_(False)
         if card.n_draws > 0:
-            factor, draws = (scripted.get_buffer(n).double() for n in ("factor", "deviations"))
+            factor, draws = (getattr(scripted, n).double() for n in ("factor", "deviations"))
             members.append(LastLayerPotential(potential, factor, draws))
         else:
             members.append(potential)
