@@ -1,0 +1,90 @@
+"""Runs and potentials as small as they can be, on real molecules and crystals."""
+
+import dataclasses
+from pathlib import Path
+
+import ase.io
+import torch
+from noise import wake_noise
+
+from ase_bayesmlip.config import Config, from_dict
+from ase_bayesmlip.datasets import read_frames
+from ase_bayesmlip.nn.build import build_potential
+from ase_bayesmlip.training.data import GraphDataset, load_training_data
+
+DATA = Path(__file__).parents[1] / "data"
+
+# Seven structures in batches of 2: the last batch is smaller.
+CONTENT = {
+    "data": {
+        "train": f"{DATA}/ethanol_valid.extxyz@0:7",
+        "valid": f"{DATA}/ethanol_valid.extxyz@30:33",
+        "reference_energies": f"{DATA}/isolated_atoms.extxyz",
+    },
+    "model": {
+        "cutoff": 2.5,
+        "n_layers": 2,
+        "hidden_irreps": "4x0e + 4x1o + 4x2e",
+        "n_radial": 4,
+        "radial_hidden": [4],
+        "readout_hidden": 4,
+    },
+    "training": {
+        "epochs": 4,
+        "batch_size": 2,
+        "warmup_steps": 3,
+        "evaluate_every": 2,
+        "dtype": "float64",
+    },
+    "loss": {"warmup_fraction": 0.5},
+    "posterior": {"kind": "point"},
+}
+
+
+def tiny_config(**sections) -> Config:
+    """A run whose sections are changed by those given; `posterior` is replaced as a whole."""
+    content = dict(CONTENT)
+    for name, values in sections.items():
+        content[name] = values if name == "posterior" else {**content.get(name, {}), **values}
+    return from_dict(Config, content)
+
+
+def tiny_sets(config: Config) -> tuple[GraphDataset, GraphDataset]:
+    """Training and validation set of a run."""
+    data = load_training_data(config)
+    dtype = getattr(torch, config.training.dtype)
+    return tuple(
+        GraphDataset(frames, data.references, config.model.cutoff, dtype)
+        for frames in (data.train, data.valid)
+    )
+
+
+def tiny_potential(config: Config, seed: int = 0):
+    """A potential of a run whose heads differ from structure to structure, as after training."""
+    statistics = load_training_data(config).statistics
+    dtype = getattr(torch, config.training.dtype)
+    potential = build_potential(config.model, config.loss.kind, statistics, seed, dtype)
+    return wake_noise(potential, seed, size=0.3)
+
+
+def mixture_set(config: Config) -> GraphDataset:
+    """Molecules of nine atoms and crystals of twelve, in turns."""
+    data = load_training_data(config)
+    sources = (f"{DATA}/ethanol_valid.extxyz@0:2", f"{DATA}/co2_train.extxyz@0:2")
+    molecules, crystals = (
+        read_frames(source, config.data.keys, config.data.units) for source in sources
+    )
+    frames = [frame for pair in zip(molecules, crystals, strict=True) for frame in pair]
+    return GraphDataset(
+        frames, data.references, config.model.cutoff, getattr(torch, config.training.dtype)
+    )
+
+
+def ethanol_frames(selection: str):
+    """Unlabelled structures of the validation file."""
+    return ase.io.read(DATA / "ethanol_valid.extxyz", selection)
+
+
+def replaced(config: Config, **fields) -> Config:
+    """The same run with other values of the posterior's settings."""
+    return dataclasses.replace(config, posterior=dataclasses.replace(config.posterior, **fields))
