@@ -1,15 +1,17 @@
 """Runs and potentials as small as they can be, on real molecules and crystals."""
 
-import dataclasses
+import functools
 from pathlib import Path
 
-import ase.io
 import torch
 from noise import wake_noise
 
 from ase_bayesmlip.config import Config, from_dict
 from ase_bayesmlip.datasets import read_frames
 from ase_bayesmlip.nn.build import build_potential
+from ase_bayesmlip.posteriors import laplace
+from ase_bayesmlip.posteriors.members import TrainedMembers
+from ase_bayesmlip.serving.export import ServedModel
 from ase_bayesmlip.training.data import GraphDataset, load_training_data
 
 DATA = Path(__file__).parents[1] / "data"
@@ -80,11 +82,25 @@ def mixture_set(config: Config) -> GraphDataset:
     )
 
 
-def ethanol_frames(selection: str):
-    """Unlabelled structures of the validation file."""
-    return ase.io.read(DATA / "ethanol_valid.extxyz", selection)
+@functools.cache
+def laplace_state(kind="nll_jef", members=1, **posterior) -> laplace.State:
+    """A Laplace posterior around untrained potentials, whose weights are as good as any."""
+    settings = {"kind": "laplace", "members": members, **posterior}
+    config = tiny_config(loss={"kind": kind}, posterior=settings)
+    potentials = [tiny_potential(config, seed) for seed in range(members)]
+    gaussians = []
+    for seed, potential in enumerate(potentials):
+        stage = laplace.Curvature(potential, *tiny_sets(config), config, seed)
+        for index in range(stage.n_steps):
+            stage.step(index)
+        gaussians.append(stage.gaussian)
+    weights = tuple(potential.state_dict() for potential in potentials)
+    record = load_training_data(config).record()
+    return laplace.State(TrainedMembers(config, record, weights), tuple(gaussians))
 
 
-def replaced(config: Config, **fields) -> Config:
-    """The same run with other values of the posterior's settings."""
-    return dataclasses.replace(config, posterior=dataclasses.replace(config.posterior, **fields))
+def mixture_of(members, state) -> ServedModel:
+    """An unscripted mixture of potentials of a run."""
+    statistics = state.run.statistics
+    references = dict(zip(statistics.atomic_numbers, statistics.reference_energies, strict=True))
+    return ServedModel(members, references).eval()
