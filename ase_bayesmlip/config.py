@@ -298,7 +298,7 @@ def _resolve_paths(config: Config, folder: Path) -> Config:
             return value
         expanded = os.path.expandvars(value)
         if "$" in expanded:
-            raise ConfigError(f"data path {value!r} names an environment variable that is not set")
+            raise ConfigError(f"path {value!r} names an environment variable that is not set")
         return str(folder / Path(expanded).expanduser())
 
     data, posterior = config.data, config.posterior

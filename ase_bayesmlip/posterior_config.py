@@ -176,5 +176,5 @@ def posterior_rules(config: PosteriorConfig) -> list[Rule]:
     for name in ("beta1", "beta2"):
         add(name, lambda value: 0 <= value < 1, "in [0, 1)")
     for name in ("weight_decay", "probes"):
-        add(name, lambda value: value >= 0, "not negative")
+        add(name, lambda value: 0 <= value < math.inf, "finite and not negative")
     return rules

@@ -53,7 +53,7 @@ def _of_kind(options: tuple[Any, ...], content: Any, path: str) -> Any:
     if not isinstance(content, dict) or "kind" not in content:
         return options[0]
     kinds = {typing.get_args(typing.get_type_hints(item)["kind"])[0]: item for item in options}
-    if content["kind"] not in kinds:
+    if content["kind"] not in list(kinds):  # not in the dictionary: a list cannot be looked up
         raise ConfigError(f"{path}.kind is {content['kind']!r}; allowed: {', '.join(kinds)}")
     return kinds[content["kind"]]
 
