@@ -104,3 +104,20 @@ def mixture_of(members, state) -> ServedModel:
     statistics = state.run.statistics
     references = dict(zip(statistics.atomic_numbers, statistics.reference_energies, strict=True))
     return ServedModel(members, references).eval()
+
+
+def assert_same(one, other) -> None:
+    """Equal to the last bit, through nested states."""
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_same(a, b)
+    else:
+        assert one == other
