@@ -91,8 +91,9 @@ def run_stage(
         for index in range(done, stage.n_steps):
             metrics = stage.step(index)
             if writes:
-                _save(stage, index + 1, path)
+                # In this order: a row without its checkpoint is dropped when the step is repeated.
                 append_metrics(log, {"epoch": index + 1, **metrics})
+                _save(stage, index + 1, path)
             bar.update()
 
 
