@@ -141,9 +141,11 @@ class Variational:
                     )
                     value.backward()
                 losses.append(value.detach())
-            self._check(losses[-1], index)
+                self._check(losses[-1], index)
             self.optimizer.step(sum_tensors_over_ranks)
-        return {"train_nll": float(torch.stack(losses).mean()), **self._errors()}
+        mean = torch.stack(losses).mean()
+        sum_tensors_over_ranks([mean])
+        return {"train_nll": float(mean), **self._errors()}
 
     def _check(self, value: Tensor, index: int) -> None:
         if not bool(torch.isfinite(value)):
