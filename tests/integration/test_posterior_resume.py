@@ -273,3 +273,21 @@ def test_divergence_says_what_to_do_and_keeps_the_checkpoint(stopped, start, set
     with pytest.raises(FloatingPointError, match=r"diverged in epoch 2.*lower\s+posterior\.learni"):
         run(settings, start, folder, resume=True)
     assert_same(stages(folder), before)
+
+
+@pytest.mark.parametrize("sample", [15, 16])
+def test_a_single_sample_that_diverged_is_not_stepped_on(stopped, start, monkeypatch, sample):
+    """One of the two of the last batch: no later batch would notice."""
+    folder = stopped(IVON_TWICE)
+    likelihood, calls = ivon.negative_log_likelihood, []
+
+    def broken(*arguments):
+        calls.append(1)
+        return likelihood(*arguments) * (float("inf") if len(calls) == sample else 1.0)
+
+    monkeypatch.setattr(ivon, "negative_log_likelihood", broken)
+    with pytest.raises(FloatingPointError, match="diverged in epoch 3"):
+        run(IVON_TWICE, start, folder, resume=True)
+    (content,) = stages(folder).values()
+    assert content["done"] == 2
+    assert content["state"]["deviations"].isfinite().all()
