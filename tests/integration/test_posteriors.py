@@ -215,7 +215,7 @@ def test_the_command_line_trains_and_serves(start, tmp_path, capsys):
     assert (card.kind, card.n_members, card.n_draws) == ("laplace", 1, 8)
     assert len(card.calibration["scores"]["forces_epistemic_max"]) == 3
     assert main(["serve", str(run), "-o", str(tmp_path / "other.pt"), "--samples", "1"]) == 2
-    assert "1 samples asked of a Laplace posterior" in capsys.readouterr().err
+    assert "1 draws asked of a Laplace posterior" in capsys.readouterr().err
     assert not (tmp_path / "other.pt").exists()
 
 

@@ -49,7 +49,9 @@ def make_config(**sections) -> Config:
         "posterior": {"kind": "ensemble", "members": 2},
     }
     for name, values in sections.items():
-        content[name] = {**content.get(name, {}), **values}
+        # Another kind of posterior has other settings.
+        before = {} if "kind" in values and name == "posterior" else content.get(name, {})
+        content[name] = {**before, **values}
     return from_dict(Config, content)
 
 

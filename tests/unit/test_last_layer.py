@@ -242,6 +242,9 @@ def test_mean_square_deviation_of_the_rows_approaches_the_variance():
 
 
 def test_fewer_than_two_draws_are_refused():
-    for weights in ("last_layer", "all"):
-        with pytest.raises(ValueError, match="1 samples asked of a Laplace posterior"):
+    for weights, message in (
+        ("last_layer", "1 draws asked of a Laplace posterior; at least 2"),
+        ("all", "1 samples asked of a posterior of kind laplace; at least 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
             laplace.draw(laplace_state(weights=weights, probes=2), 1, seeded(0))

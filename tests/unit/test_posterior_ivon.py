@@ -125,5 +125,5 @@ def test_draws_repeat_and_their_number_is_configured():
         assert torch.equal(flat(a), flat(b))
         assert not torch.equal(flat(a), flat(c))
     assert not any(p.requires_grad for potential in one for p in potential.parameters())
-    with pytest.raises(ValueError, match="1 samples asked of an IVON posterior; at least 2"):
+    with pytest.raises(ValueError, match="1 samples asked of a posterior of kind ivon; at least 2"):
         ivon.draw(state, 1, seeded(0))

@@ -195,7 +195,7 @@ def test_members_take_turns():
     for potential, again in zip(drawn, swag.draw(state, 5, seeded(0)), strict=True):
         assert torch.equal(flat(potential), flat(again))
     assert not any(p.requires_grad for potential in drawn for p in potential.parameters())
-    with pytest.raises(ValueError, match="1 samples asked of a SWAG posterior; at least 2"):
+    with pytest.raises(ValueError, match="1 samples asked of a posterior of kind swag; at least 2"):
         swag.draw(state, 1, seeded(0))
 
 
