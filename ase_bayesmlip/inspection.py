@@ -80,7 +80,12 @@ def _cost(card: ModelCard) -> str:
     for system, times in content["milliseconds"].items():
         one, one_compiled = times["one"], times["one_compiled"]
         if card.n_draws > 0:
-            values = f"energies' {times['draws_energy'] / one:.2f}, all {times['draws'] / one:.1f}"
+            values = (
+                f"{times['draws_energy'] / one:.2f} without and {times['draws'] / one:.1f} with"
+            )
+            values += (
+                f" covariances of forces (compiled {times['draws_compiled'] / one_compiled:.1f})"
+            )
         elif card.n_members > 1:
             values = f"{times['networks'] / one:.1f}"
             values += f" (compiled {times['networks_compiled'] / one_compiled:.1f})"

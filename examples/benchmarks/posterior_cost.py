@@ -41,8 +41,8 @@ def cases(frames: str, compiled: bool) -> dict[str, BayesianCalculator]:
     }
     if compiled:
         target = ("cpu", "float32")
-        for name, n in (("one", 1), ("networks", N)):
-            path = served_file(frames, n, compile_for=target)
+        for name, n, d in (("one", 1, 0), ("networks", N, 0), ("draws", 1, N)):
+            path = served_file(frames, n, compile_for=target, n_draws=d)
             found[f"{name}_compiled"] = BayesianCalculator(path, backend="aoti")
     return found
 

@@ -33,10 +33,11 @@ def test_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
 
 
 def test_yaml_of_the_readme_is_a_configuration():
-    (text,) = fences("yaml")
-    config = from_dict(Config, yaml.safe_load(text))
+    whole, part = map(yaml.safe_load, fences("yaml"))
+    config = from_dict(Config, whole)
     assert config.posterior.kind == "ensemble"
     assert config.posterior.members == 4
+    assert from_dict(Config, whole | part).posterior.kind == "laplace"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples" / "configs").glob("*.yaml")))
