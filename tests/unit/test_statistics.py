@@ -7,14 +7,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import digamma, gammaln
 from scipy.stats import multivariate_normal, norm
+from scipy.stats import t as student_t
 
 from ase_bayesmlip.statistics import (
     gaussian_nll,
     inverse_and_logdet,
+    log_gamma_half_step,
     multivariate_nll,
     sample_covariance,
     sample_variance,
+    univariate_student_t_nll,
 )
 
 
@@ -135,3 +139,43 @@ def test_single_precision_residuals_are_evaluated_in_double():
     torch.testing.assert_close(
         value, multivariate_nll(residual.double(), covariance.double()), rtol=1e-14, atol=0.0
     )
+
+
+# --- Student-t -----------------------------------------------------------------------------------
+
+
+def test_log_gamma_half_step_agrees_with_scipy():
+    x = np.geomspace(0.3, 200.0, 2000)
+    found = log_gamma_half_step(torch.tensor(x)).numpy()
+    np.testing.assert_allclose(found, gammaln(x + 0.5) - gammaln(x), rtol=0.0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-5)])
+def test_two_half_steps_of_log_gamma_are_one_logarithm(dtype, tolerance):
+    """Γ(x + 1) = x Γ(x), on both sides of the switch to the series and far beyond it."""
+    x = torch.cat([torch.linspace(1.0, 40.0, 1001), torch.logspace(1.0, 8.0, 1001)]).to(dtype)
+    found = log_gamma_half_step(x) + log_gamma_half_step(x + 0.5)
+    # Relative to the logarithm: that is as far as digits reach.
+    error = (found - torch.log(x)).abs() / torch.clamp(torch.log(x), min=1.0)
+    assert float(error.max()) < tolerance
+
+
+def test_log_gamma_half_step_is_continuous_with_its_derivative_at_the_switch():
+    x = torch.tensor([20.0 - 1e-9, 20.0, 20.0 + 1e-9], dtype=torch.float64, requires_grad=True)
+    value = log_gamma_half_step(x)
+    (slope,) = torch.autograd.grad(value.sum(), x)
+    expected = gammaln(20.5) - gammaln(20.0)
+    np.testing.assert_allclose(value.detach().numpy(), expected, rtol=0.0, atol=1e-9)
+    np.testing.assert_allclose(slope.numpy(), digamma(20.5) - digamma(20.0), rtol=0.0, atol=1e-11)
+
+
+@pytest.mark.parametrize("dof", [0.7, 4.5, 41.0, 1e3])
+def test_univariate_student_t_nll_is_that_of_scipy(dof):
+    residual, scale = np.linspace(-30.0, 30.0, 61), 1.7
+    found = univariate_student_t_nll(
+        torch.tensor(residual),
+        torch.tensor(scale**2, dtype=torch.float64),
+        torch.tensor(dof, dtype=torch.float64),
+    )
+    expected = -student_t.logpdf(residual, dof, scale=scale)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0.0, atol=1e-11)

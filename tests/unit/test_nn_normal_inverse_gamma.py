@@ -1,0 +1,259 @@
+"""Energies beside evidential forces, and eIP: closed forms, scipy's laws, Monte Carlo."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from ase_bayesmlip.nn.evidential import NormalInverseWishart, niw_parameters
+from ase_bayesmlip.nn.normal_inverse_gamma import (
+    eip_aleatoric_variance,
+    eip_epistemic_variance,
+    eip_nll,
+    eip_parameters,
+    eip_regulariser,
+    eip_student_t,
+    energy_moments,
+    energy_student_t_nll,
+    evidential_energy,
+)
+
+BATCH = torch.tensor([0] * 4 + [1] * 1 + [2] * 7)
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+
+def niw_of(dof: torch.Tensor, evidence: torch.Tensor) -> NormalInverseWishart:
+    zeros = torch.zeros_like(dof)
+    return NormalInverseWishart(zeros, zeros.view(-1, 1).expand(-1, 5), dof, evidence)
+
+
+def same_atoms(n: int, dof: float, evidence: float) -> NormalInverseWishart:
+    ones = torch.ones(n, dtype=torch.float64)
+    return niw_of(dof * ones, evidence * ones)
+
+
+# --- energies ------------------------------------------------------------------------------------
+
+
+def test_energy_variance_is_the_sum_of_the_covariance_of_atoms():
+    sigma, delta = randn(12).exp(), randn(12, seed=1).exp()
+    found = energy_moments(sigma, delta, BATCH, 3)
+    covariance = torch.diag(sigma**2) + torch.outer(delta, delta)
+    for graph in range(3):
+        mask = torch.eq(BATCH, graph)
+        block = covariance[mask][:, mask]
+        torch.testing.assert_close(found.variance[graph], block.sum(), rtol=1e-12, atol=0.0)
+        torch.testing.assert_close(found.reported[mask], block.diagonal())
+        torch.testing.assert_close(found.partition[mask], block.sum(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_partition_of_the_energy_variance_is_exact(dtype):
+    sigma, delta = randn(12).exp().to(dtype), randn(12, seed=1).exp().to(dtype)
+    found = energy_moments(sigma, delta, BATCH, 3)
+    total = torch.zeros(3, dtype=torch.float64).index_add(0, BATCH, found.partition)
+    torch.testing.assert_close(total, found.variance, rtol=1e-12, atol=0.0)
+
+
+def test_independent_errors_grow_with_the_root_and_coherent_ones_with_the_number():
+    ones, zeros = torch.ones(12, dtype=torch.float64), torch.zeros(12, dtype=torch.float64)
+    number = [4.0, 1.0, 7.0]
+    assert energy_moments(ones, zeros, BATCH, 3).variance.tolist() == number
+    assert energy_moments(zeros, ones, BATCH, 3).variance.tolist() == [n * n for n in number]
+
+
+def test_law_of_one_atom_and_of_equal_atoms_in_closed_form():
+    for n in (1, 2, 9):
+        niw, scale = same_atoms(n, 7.0, 0.5), torch.full((n,), 0.2, dtype=torch.float64)
+        found = evidential_energy(scale, niw, torch.zeros(n, dtype=torch.int64), 1)
+        assert float(found.variance) == pytest.approx(n * 3.0 * 7.0 / 5.0 * 0.2, rel=1e-12)
+        assert float(found.dof) == pytest.approx(4.0 + n * 3.0, rel=1e-12)
+        total = found.aleatoric + found.epistemic
+        assert float(total.sum()) == pytest.approx(float(found.variance), rel=1e-12)
+        torch.testing.assert_close(found.epistemic / found.aleatoric, 2.0 * scale / 0.2)
+
+
+def test_law_matches_the_second_and_fourth_moment_of_a_sum():
+    """Cumulants of independent variables add up; scipy has those of a Student-t."""
+    dof, evidence, scale = 5.0 + randn(12).exp(), randn(12, seed=1).exp(), randn(12, seed=2).exp()
+    found = evidential_energy(scale, niw_of(dof, evidence), BATCH, 3)
+    a = torch.sqrt((1.0 + 1.0 / evidence) * scale).numpy()
+    variance = stats.t.var(dof.numpy(), scale=a)
+    kurtosis = stats.t.stats(dof.numpy(), moments="k")
+    for graph in range(3):
+        mask = torch.eq(BATCH, graph).numpy()
+        second, fourth = variance[mask].sum(), (kurtosis * variance**2)[mask].sum()
+        assert float(found.variance[graph]) == pytest.approx(second, rel=1e-12)
+        matched = stats.t.stats(float(found.dof[graph]), moments="k") * second**2
+        assert matched == pytest.approx(fourth, rel=1e-10)
+
+
+@pytest.mark.parametrize("n_atoms", [1, 5])
+def test_far_quantiles_of_the_matched_law(n_atoms):
+    """Coverage of the 99.9 % interval: that of a Gaussian of the same variance is worse."""
+    n, generator = 200000, np.random.default_rng(n_atoms)
+    niw, scale = same_atoms(n_atoms, 6.0, 1.0), torch.ones(n_atoms, dtype=torch.float64)
+    found = evidential_energy(scale, niw, torch.zeros(n_atoms, dtype=torch.int64), 1)
+    draws = math.sqrt(2.0) * stats.t.rvs(6.0, size=(n, n_atoms), random_state=generator).sum(1)
+    variance, dof = float(found.variance), float(found.dof)
+    limit = stats.t.ppf(0.9995, dof, scale=math.sqrt(variance * (dof - 2.0) / dof))
+    coverage = (np.abs(draws) < limit).mean()
+    gaussian = (np.abs(draws) < stats.norm.ppf(0.9995, scale=math.sqrt(variance))).mean()
+    error = math.sqrt(0.001 * 0.999 / n)
+    # One atom is exact; for a sum two moments leave a few parts in ten thousand.
+    assert abs(coverage - 0.999) < 4.0 * error + (0.0 if n_atoms == 1 else 4e-4)
+    assert abs(gaussian - 0.999) > 2.0 * abs(coverage - 0.999)
+
+
+@pytest.mark.parametrize("dof", [4.5, 10.0, 41.0, 1e3, 1e6])
+def test_energy_likelihood_is_that_of_scipy(dof):
+    residual, variance = randn(20), randn(20, seed=1).exp()
+    found = energy_student_t_nll(residual, variance, torch.tensor(dof, dtype=torch.float64))
+    scale = np.sqrt(variance.numpy() * (dof - 2.0) / dof)
+    expected = -stats.t.logpdf(residual.numpy(), dof, scale=scale)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0.0, atol=1e-8 if dof > 1e5 else 1e-9)
+
+
+def test_energy_likelihood_has_its_derivatives():
+    inputs = [randn(3), randn(3, seed=1).exp(), torch.tensor([5.0, 30.0, 300.0]).double()]
+    for x in inputs:
+        x.requires_grad_(True)
+    assert torch.autograd.gradcheck(energy_student_t_nll, inputs)
+
+    def chained(scale, dof, evidence):
+        law = evidential_energy(scale, niw_of(dof, evidence), BATCH[:5], 2)
+        return energy_student_t_nll(randn(2), law.variance, law.dof)
+
+    inputs = [randn(5).exp(), 5.0 + randn(5, seed=1).exp(), randn(5, seed=2).exp()]
+    assert torch.autograd.gradcheck(chained, [x.requires_grad_(True) for x in inputs])
+
+
+# --- eIP -----------------------------------------------------------------------------------------
+
+QUANTILES = pytest.mark.parametrize("quantile", [0.4, 0.5, 0.6])
+
+
+def test_components_in_closed_form():
+    raw = randn(4, 3, 3)
+    nig = eip_parameters(raw)
+    positive = np.log1p(np.exp(raw.numpy()))
+    np.testing.assert_allclose(nig.alpha.numpy(), positive[..., 0] + 1.00001, rtol=1e-12)
+    np.testing.assert_allclose(nig.beta.numpy(), positive[..., 1], rtol=1e-12)
+    np.testing.assert_allclose(nig.evidence.numpy(), positive[..., 2] + 1e-5, rtol=1e-12)
+
+
+@QUANTILES
+def test_eip_likelihood_is_a_student_t(quantile):
+    """In the form of the paper and as the law of scipy that it is equivalent to."""
+    nig, residual = eip_parameters(randn(30, 3, 3)), randn(30, 3, seed=1)
+    found = eip_nll(residual, nig, quantile).numpy()
+    dof, shift, scale = (x.numpy() for x in eip_student_t(nig, quantile))
+    expected = -stats.t.logpdf(residual.numpy(), dof, loc=shift, scale=scale)
+    assert np.abs(found - expected).max() < 1e-9
+    tau = (1.0 - 2.0 * quantile) / (quantile * (1.0 - quantile))
+    omega = 2.0 / (quantile * (1.0 - quantile))
+    nu, alpha, beta = nig
+    z = beta / (alpha - 1.0)
+    large = 4.0 * beta * (1.0 + omega * z * nu)
+    e = residual - tau * z
+    published = (
+        0.5 * torch.log(math.pi / nu)
+        - alpha * torch.log(large)
+        + (alpha + 0.5) * torch.log(nu * e * e + large)
+        + torch.lgamma(alpha)
+        - torch.lgamma(alpha + 0.5)
+    )
+    assert np.abs(found - published.numpy()).max() < 1e-9
+
+
+@QUANTILES
+def test_eip_likelihood_has_its_derivatives(quantile):
+    raw, residual = randn(2, 3, 3).requires_grad_(True), randn(2, 3, seed=1).requires_grad_(True)
+
+    def function(raw, residual):
+        nig = eip_parameters(raw)
+        return eip_nll(residual, nig, quantile), eip_regulariser(residual, nig, quantile)
+
+    assert torch.autograd.gradcheck(function, [raw, residual])
+
+
+def test_eip_variances_are_those_of_the_hierarchy():
+    """E[σ²] and Var[μ] of a normal-inverse-gamma law against draws, within standard errors."""
+    raw = torch.full((1, 3, 3), 5.0, dtype=torch.float64)
+    nig, n, generator = eip_parameters(raw), 40000, np.random.default_rng(0)
+    nu, alpha, beta = (float(x[0, 0]) for x in nig)
+    sigma = stats.invgamma.rvs(alpha, scale=beta, size=n, random_state=generator)
+    mu = generator.normal(size=n) * np.sqrt(sigma / nu)
+    for draws, expected in (
+        (sigma, eip_aleatoric_variance(nig)),
+        (mu * mu, eip_epistemic_variance(nig)),
+    ):
+        error = draws.std() / math.sqrt(n)
+        assert abs(draws.mean() - float(expected[0, 0])) < 4.0 * error
+
+
+def test_eip_regulariser_penalises_either_sign():
+    nig = eip_parameters(randn(1, 3, 3))
+    weight = 2.0 * nig.evidence + nig.alpha + 1.0 / nig.beta
+    residual = torch.tensor([[2.0, -2.0, 0.0]], dtype=torch.float64)
+    expected = torch.tensor([[0.8, 1.2, 0.0]], dtype=torch.float64) * weight
+    torch.testing.assert_close(eip_regulariser(residual, nig, 0.4), expected)
+
+
+def test_component_laws_do_not_rotate():
+    """Why eIP is a baseline: a network that acts on components sees the frame."""
+    vectors = randn(50, 3, 4)
+    rotation = torch.linalg.qr(randn(3, 3, seed=2))[0]
+    weight = randn(4, 3, seed=3)
+
+    def total(v):
+        return eip_epistemic_variance(eip_parameters(v @ weight)).sum(1)
+
+    change = total(torch.matmul(rotation, vectors)) / total(vectors) - 1.0
+    assert float(change.abs().mean()) > 0.01
+
+
+# --- TorchScript ---------------------------------------------------------------------------------
+
+
+def everything(
+    raw: torch.Tensor, components: torch.Tensor, residual: torch.Tensor, batch: torch.Tensor
+) -> list[torch.Tensor]:
+    niw = niw_parameters(raw, components[:, :, 0].repeat(1, 2)[:, :5], 0.0)
+    law = evidential_energy(torch.exp(raw[:, 0]), niw, batch, 3)
+    moments = energy_moments(torch.exp(raw[:, 0]), torch.exp(raw[:, 1]), batch, 3)
+    nig = eip_parameters(components)
+    return [
+        law.variance,
+        law.dof,
+        law.aleatoric,
+        law.epistemic,
+        moments.variance,
+        moments.reported,
+        moments.partition,
+        energy_student_t_nll(residual[:3, 0].to(law.dof.dtype), law.variance, law.dof),
+        eip_nll(residual, nig, 0.4),
+        eip_regulariser(residual, nig, 0.4),
+        eip_aleatoric_variance(nig),
+        eip_epistemic_variance(nig),
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_scripted_is_eager(dtype):
+    arguments = [x.to(dtype) for x in (randn(12, 3), randn(12, 3, 3), randn(12, 3, seed=5))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scripted = torch.jit.script(everything)
+    expected = everything(*arguments, BATCH)
+    for _ in range(3):
+        for found, wanted in zip(scripted(*arguments, BATCH), expected, strict=True):
+            assert torch.equal(found, wanted)
+            assert torch.isfinite(found).all()
