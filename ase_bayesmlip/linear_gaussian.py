@@ -112,7 +112,9 @@ def maximise_evidence(
             float((covariance * g).sum()) / s for g, s in zip(curvatures, noise, strict=True)
         ]
         before = [prior, *noise]
-        prior = max(sum(determined), 1e-12) / squared_norm
+        # The mean of old and new, in logarithms: Σγ/|w|² falls at most as fast as τ rises, so the
+        # step itself may oscillate for ever and half of it contracts.
+        prior = math.sqrt(prior * max(sum(determined), 1e-12) / squared_norm)
         # At least a thousandth of the labels must be left to tell the noise from.
         noise = [
             c / max(n - gamma, 1e-3 * n) if fit else 1.0

@@ -191,9 +191,15 @@ def load_members(folder: Path) -> TrainedMembers:
     FileNotFoundError
         If the folder is no run or has no trained member.
     ValueError
-        If a member has not finished training.
+        If a member has not finished training, or if the run started from the members of another.
     """
     config, record = read_run(folder)
+    start = getattr(config.posterior, "start_from", None)
+    if start is not None:
+        raise ValueError(
+            f"{folder} holds no training of its own: its posterior started from {start}; give that "
+            "run instead"
+        )
     n_members = getattr(config.posterior, "members", 1)
     weights = []
     for index in range(n_members):

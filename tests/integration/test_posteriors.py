@@ -301,6 +301,16 @@ def test_a_start_must_be_a_run_with_enough_members(start, tmp_path, kind):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_start_must_have_been_trained(start, tmp_path):
+    """Not have started from another run itself."""
+    POSTERIORS["laplace"].fit(changed(start), tmp_path / "first", progress=False)
+    posterior = {"kind": "swag", "epochs": 2, "start_from": str(tmp_path / "first")}
+    with pytest.raises(ValueError, match=r"first holds no training of its own.*nll_jef"):
+        POSTERIORS["swag"].fit(
+            tiny_config(posterior=posterior), tmp_path / "second", progress=False
+        )
+
+
 def test_other_training_settings_of_a_start_do_not_matter(start, tmp_path):
     """Only what its weights mean does: more epochs, other seeds or precision are its own affair."""
     sections = {"training": {"epochs": 9, "dtype": "float32"}, "seeds": {"shuffling": 4}}

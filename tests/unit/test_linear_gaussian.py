@@ -168,6 +168,15 @@ def test_the_maximum_is_a_stationary_point_of_the_evidence():
         assert below < value
 
 
+@pytest.mark.parametrize("size", [1e-6, 1e-3, 1.0, 1e3])
+def test_the_prior_is_found_for_weights_of_any_size(size):
+    """Six labels of unit curvature: τ |w|² = 6/(1 + τ), a quadratic equation."""
+    weights = torch.full((P,), size / math.sqrt(P), dtype=torch.float64)
+    found = maximise_evidence([torch.eye(P).double()], [1.0], [P], [False], weights)
+    expected = 0.5 * (math.sqrt(1.0 + 4.0 * P / size**2) - 1.0)
+    assert found.prior == pytest.approx(expected, rel=1e-8)
+
+
 @pytest.mark.parametrize("fitted", [(True, True), (True, False), (False, True), (False, False)])
 def test_the_maximum_is_that_of_a_general_optimiser(fitted):
     problem = Problem(seed=1)
