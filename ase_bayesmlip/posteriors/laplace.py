@@ -10,8 +10,9 @@ precision τ of the prior, the posterior is N(w̄, H⁻¹) with
 ``weights: last_layer`` takes the readout of the energy, in which energies and forces are both
 linear: H is exact, this is Bayesian linear regression, new labels are taken in without gradient
 descent (`update`), and one network serves all draws. ``weights: all`` takes every weight and the
-diagonal of H, as RACE's authors did; they linearise the potential to predict from it, here whole
-potentials are drawn.
+diagonal of H, as RACE's authors did. They predict from the potential linearised in its weights
+(`linearised_variances`), at one derivative per energy and force component; what is served are whole
+potentials drawn from the same Gaussian.
 
 The noise is that of the heads where the likelihood trained them (s = 1), and fitted where not:
 σ_E² = s_E n_atoms eV², Σ_i = s_F (eV/Å)². Fitted noise stays in here: it is a property of the
@@ -54,7 +55,7 @@ from ase_bayesmlip.training.data import GraphDataset
 from ase_bayesmlip.training.stage import digest
 from ase_bayesmlip.training.state import run_identity
 
-__all__ = ["Config", "Gaussian", "State", "draw", "fit", "load", "update"]
+__all__ = ["Config", "Gaussian", "State", "draw", "fit", "linearised_variances", "load", "update"]
 
 NAME = "laplace"
 BATCH = 16
@@ -258,6 +259,44 @@ def last_layer(state: State, member: int, n: int, generator: torch.Generator) ->
     return LastLayerPotential(potential, factor, factor @ noise)
 
 
+def linearised_variances(
+    state: State, frames: Sequence[LabelledFrame], member: int = 0
+) -> list[tuple[float, Tensor]]:
+    """J H⁻¹ Jᵀ of one member for each frame: the predictive of the linearised potential.
+
+    Exact where energies are linear in the weights; with ``weights: all`` the authors' prediction.
+    Labels are not looked at.
+
+    Returns
+    -------
+    list of tuple
+        Epistemic variance of the energy, eV², and covariance of the forces, (n_atoms, 3, 3),
+        (eV/Å)², of each frame.
+    """
+    potential, gaussian = state.run.potential(state.run.weights[member]), state.gaussians[member]
+    last_layer_only = state.settings.weights == "last_layer"
+    if last_layer_only:
+        set_readout_weights(potential, gaussian.mean)
+    potential.requires_grad_(not last_layer_only)
+    linearise = linearise_last_layer if last_layer_only else linearise_all
+    factor = gaussian.factor()
+    found = []
+    for graph, labels in _dataset(state, frames).batches(range(len(frames)), 1):
+        data = linearise(potential, graph, labels)
+        energy, forces = (
+            jacobian @ factor if factor.ndim == 2 else jacobian * factor
+            for jacobian in (data.energy_jacobian, data.force_jacobian)
+        )
+        found.append((float((energy**2).sum()), forces @ forces.transpose(1, 2)))
+    return found
+
+
+def _dataset(state: State, frames: Sequence[LabelledFrame]) -> GraphDataset:
+    statistics = state.run.statistics
+    references = dict(zip(statistics.atomic_numbers, statistics.reference_energies, strict=True))
+    return GraphDataset(frames, references, state.config.model.cutoff, torch.float64)
+
+
 def update(state: State, frames: Sequence[LabelledFrame]) -> State:
     """Take in new labels by one block update of mean and precision, without gradient descent.
 
@@ -272,9 +311,7 @@ def update(state: State, frames: Sequence[LabelledFrame]) -> State:
     """
     if state.settings.weights != "last_layer":
         raise ValueError("only a last-layer Laplace posterior takes new labels; fit another")
-    statistics = state.run.statistics
-    references = dict(zip(statistics.atomic_numbers, statistics.reference_energies, strict=True))
-    data = GraphDataset(frames, references, state.config.model.cutoff, torch.float64)
+    data = _dataset(state, frames)
     gaussians = list(state.gaussians)
     for index, gaussian in enumerate(state.gaussians):
         potential = state.run.potential(state.run.weights[index])

@@ -363,3 +363,52 @@ def test_a_gaussian_is_kept_as_it_is():
         one, two = (getattr(stage.gaussian, field.name) for stage in stages)
         assert torch.equal(torch.as_tensor(one), torch.as_tensor(two))
     assert stages[1].total.n_forces == 7 * 27
+
+
+# --- the linearised potential
+
+
+def ethanol_frames(n=2):
+    return read_frames(f"{DATA}/ethanol_valid.extxyz@0:{n}")
+
+
+def test_linearised_variances_are_the_served_ones_of_the_last_layer():
+    state, frames = laplace_state(), ethanol_frames()
+    data = laplace._dataset(state, frames)
+    graph, _ = next(data.batches(range(len(frames)), len(frames)))
+    prediction = serve(state, N_WEIGHTS)(graph, False, False)
+    energies, forces = zip(*laplace.linearised_variances(state, frames), strict=True)
+    assert_close(torch.tensor(energies, dtype=torch.float64), prediction.energy_var_epistemic)
+    assert_close(torch.cat(forces), prediction.forces_cov_epistemic)
+
+
+@pytest.mark.parametrize("place", [0.1, 0.3, 0.5])
+def test_linearised_variances_follow_from_slopes_by_the_weights(place):
+    """With a single uncertain weight: (dE/dw)² and dF/dw dF/dwᵀ, by finite differences."""
+    state = laplace_state(weights="all")
+    gaussian = state.gaussians[0]
+    index = int(place * len(gaussian.mean))
+    precision = torch.full_like(gaussian.mean, 1e30)
+    precision[index] = 4.0
+    only = dataclasses.replace(gaussian, precision=precision)
+    state = dataclasses.replace(state, gaussians=(only,))
+    (frame,) = ethanol_frames(1)
+    graph, _ = next(laplace._dataset(state, [frame]).batches([0], 1))
+    step = 1e-4
+
+    def moved(sign):
+        potential = state.run.potentials()[0]
+        weights = parameters_to_vector(potential.parameters())
+        weights[index] += sign * step
+        torch.nn.utils.vector_to_parameters(weights, potential.parameters())
+        return mixture_of([potential], state)(graph, False, False)
+
+    above, below = moved(1.0), moved(-1.0)
+    energy_slope = (above.energy - below.energy) / (2 * step)
+    force_slope = (above.forces - below.forces) / (2 * step)
+    assert float(force_slope.abs().max()) > 1e-6  # a weight that matters
+    ((energy_var, forces_cov),) = laplace.linearised_variances(state, [frame])
+    # Central differences: third derivatives are of the order of the slopes.
+    expected = torch.einsum("ia,ib->iab", force_slope, force_slope) / 4.0
+    assert_close(forces_cov, expected, 1e-5)
+    assert energy_var == pytest.approx(float(energy_slope**2) / 4.0, rel=1e-5, abs=1e-12)
