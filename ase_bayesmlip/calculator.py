@@ -140,10 +140,10 @@ class BayesianCalculator(Calculator):
             members=self.return_members and not left_out,
             force_spread=not left_out,
         )
-        results = to_results(prediction, [len(self.atoms)])[0]
-        # Without its epistemic part a total would be too small.
-        dropped = EXTRA if left_out else set()
-        self.results = {name: value for name, value in results.items() if name not in dropped}
+        self.results = to_results(prediction, [len(self.atoms)])[0]
+        if left_out:  # without its epistemic part a total would be too small
+            for name in EXTRA & self.results.keys():
+                del self.results[name]
 
     def evaluate(self, frames: Sequence[Atoms], batch_size: int = 32) -> list[dict[str, Any]]:
         """Results of many structures, evaluated `batch_size` at a time; the cache is untouched.

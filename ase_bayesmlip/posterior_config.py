@@ -68,7 +68,7 @@ class SWAGConfig:
     members: int = 1
     start_from: str | None = None
     epochs: int = 40
-    learning_rate: float = 0.01
+    learning_rate: float = 0.002
     snapshot_every: int = 1
     rank: int = 20
     scale: float = 1.0
@@ -98,7 +98,9 @@ class IVONConfig:
     weight_decay : float
         δ: the prior's precision divided by the effective sample size.
     effective_sample_size : float or None
-        λ; None is the number of training structures, which makes the target the posterior.
+        λ; None is the number of training structures, which makes the target the posterior. Where
+        weights far outnumber labels its variances spoil the potential (see the README); a larger
+        λ, a colder posterior, keeps it accurate.
     train_samples : int
         Draws of the weights per step.
     clip_radius : float

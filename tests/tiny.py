@@ -12,6 +12,7 @@ from ase_bayesmlip.nn.build import build_potential
 from ase_bayesmlip.posteriors import laplace
 from ase_bayesmlip.posteriors.members import TrainedMembers
 from ase_bayesmlip.serving.export import ServedModel
+from ase_bayesmlip.training.curvature import linearise_last_layer
 from ase_bayesmlip.training.data import GraphDataset, load_training_data
 
 DATA = Path(__file__).parents[1] / "data"
@@ -121,3 +122,43 @@ def assert_same(one, other) -> None:
             assert_same(a, b)
     else:
         assert one == other
+
+
+# --- of the Laplace posteriors of `laplace_state`
+
+N_WEIGHTS = 8  # two layers of four hidden functions
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def batch_of(state):
+    """Two molecules and two crystals."""
+    data = mixture_set(state.config)
+    return next(data.batches(range(len(data)), len(data)))
+
+
+def serve(state, n, seed=0):
+    return mixture_of(laplace.draw(state, n, seeded(seed)), state)
+
+
+def trained(state):
+    """The mixture of the potentials that the posterior was made for."""
+    return mixture_of(state.run.potentials(), state)
+
+
+def jacobians(state, member=0):
+    """∂(E, F)/∂w of the batch."""
+    found = linearise_last_layer(state.run.potentials()[member], *batch_of(state))
+    return found.energy_jacobian, found.force_jacobian
+
+
+def covariance(state, member=0):
+    return torch.inverse(state.gaussians[member].precision)
+
+
+def assert_close(found, expected, tolerance=1e-8):
+    """To a tolerance relative to the largest value."""
+    size = float(expected.abs().max())
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=tolerance * size)

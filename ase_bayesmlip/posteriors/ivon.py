@@ -32,7 +32,6 @@ from ase_bayesmlip.posteriors.around_members import (
 from ase_bayesmlip.training.curvature import estimated_diagonal
 from ase_bayesmlip.training.data import GraphDataset
 from ase_bayesmlip.training.distributed import (
-    of_first_rank,
     own_batches,
     rank,
     sum_tensors_over_ranks,
@@ -41,7 +40,7 @@ from ase_bayesmlip.training.ivon import IVON
 from ase_bayesmlip.training.loss import evaluate, negative_log_likelihood
 from ase_bayesmlip.training.stage import digest
 from ase_bayesmlip.training.state import run_identity
-from ase_bayesmlip.training.validation import validation_metrics
+from ase_bayesmlip.training.validation import logged_errors
 
 __all__ = ["Config", "State", "draw", "fit", "load"]
 
@@ -145,7 +144,11 @@ class Variational:
             self.optimizer.step(sum_tensors_over_ranks)
         mean = torch.stack(losses).mean()
         sum_tensors_over_ranks([mean])
-        return {"train_nll": float(mean), **self._errors()}
+        errors = logged_errors(
+            self.potential, self.valid_set, self.config.loss.kind, self.config.loss, False
+        )
+        size = float(self._deviations().square().mean().sqrt())
+        return {"train_nll": float(mean), **errors, "rms_deviation": size}
 
     def _check(self, value: Tensor, index: int) -> None:
         if not bool(torch.isfinite(value)):
@@ -154,24 +157,6 @@ class Variational:
                 "posterior.learning_rate, or raise posterior.hess_init, and train into another "
                 "folder"
             )
-
-    def _errors(self) -> dict[str, float]:
-        """Validation errors at the mean weights, and the size of the deviations."""
-        metrics = validation_metrics(
-            self.potential,
-            self.valid_set,
-            self.config.loss.kind,
-            self.config.loss,
-            False,
-            float(self.potential.scale),
-        )
-        metrics = of_first_rank(metrics, self.potential.scale.device)
-        names = ("loss", "energy_rmse_meV_per_atom", "forces_rmse_meV_per_A")
-        deviations = self._deviations()
-        return {
-            **{f"valid_{name}": metrics[name] for name in names},
-            "rms_deviation": float(deviations.square().mean().sqrt()),
-        }
 
     def _deviations(self) -> Tensor:
         return parameters_to_vector(self.optimizer.posterior_std()).to("cpu", torch.float64)

@@ -34,11 +34,11 @@ from ase_bayesmlip.posteriors.around_members import (
     starting_members,
 )
 from ase_bayesmlip.training.data import GraphDataset
-from ase_bayesmlip.training.distributed import of_first_rank, own_batches, sum_over_ranks
+from ase_bayesmlip.training.distributed import own_batches, sum_over_ranks
 from ase_bayesmlip.training.loss import evaluate, final_loss, loss
 from ase_bayesmlip.training.stage import digest
 from ase_bayesmlip.training.state import run_identity
-from ase_bayesmlip.training.validation import validation_metrics
+from ase_bayesmlip.training.validation import logged_errors
 
 __all__ = ["Config", "Moments", "State", "draw", "fit", "load"]
 
@@ -166,16 +166,10 @@ class Snapshots:
         if (index + 1) % self.settings.snapshot_every == 0:
             weights = parameters_to_vector(self.potential.parameters()).detach()
             self.moments = self.moments.updated(weights, self.settings.rank)
-        return {"train_loss": float(torch.stack(losses).mean()), **self._errors()}
-
-    def _errors(self) -> dict[str, float]:
-        """Validation errors at the last weights."""
-        metrics = validation_metrics(
-            self.potential, self.valid_set, self.kind, self.config.loss, self.stress, self.unit
+        errors = logged_errors(
+            self.potential, self.valid_set, self.kind, self.config.loss, self.stress
         )
-        metrics = of_first_rank(metrics, self.potential.scale.device)
-        names = ("loss", "energy_rmse_meV_per_atom", "forces_rmse_meV_per_A")
-        return {f"valid_{name}": metrics[name] for name in names}
+        return {"train_loss": float(torch.stack(losses).mean()), **errors}
 
     def state(self) -> dict[str, Any]:
         """Weights, optimiser and moments."""

@@ -115,15 +115,19 @@ class ServedModel(nn.Module):
 
 
 def derivatives(energies: Tensor, leaves: list[Tensor], cell: Tensor) -> tuple[Tensor, Tensor]:
-    """Forces (K, n_atoms, 3) and, with a strain among the leaves, stress (K, n_graphs, 3, 3)."""
+    """Forces (K, n_atoms, 3) and, with a strain among the leaves, stress (K, n_graphs, 3, 3).
+
+    Without a strain the second tensor is empty.
+    """
     forces: list[Tensor] = []
     stresses: list[Tensor] = []
     for k in range(energies.shape[0]):
         slopes = gradients(energies[k].sum(), leaves, False)
         forces.append(-slopes[0])
-        strain_gradient = slopes[1] if len(leaves) > 1 else torch.zeros_like(cell)
-        stresses.append(stress_from_strain_gradient(strain_gradient, cell))
-    return torch.stack(forces), torch.stack(stresses)
+        if len(leaves) > 1:
+            stresses.append(stress_from_strain_gradient(slopes[1], cell))
+    stress = torch.stack(stresses) if len(stresses) > 0 else cell[:0]
+    return torch.stack(forces), stress
 
 
 def own_spread(

@@ -13,6 +13,7 @@ from ase_bayesmlip.config import LossConfig
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.statistics import mahalanobis
 from ase_bayesmlip.training.data import GraphDataset
+from ase_bayesmlip.training.distributed import of_first_rank
 from ase_bayesmlip.training.loss import evaluate, loss
 
 BATCH_SIZE = 32
@@ -64,6 +65,17 @@ def validation_metrics(
         "energy_chi2": energy_chi2 / len(data),
         "forces_chi2": forces_chi2 / (3 * n_atoms),
     }
+
+
+def logged_errors(
+    potential: Potential, data: GraphDataset, kind: str, config: LossConfig, stress: bool
+) -> dict[str, float]:
+    """Loss and errors at a potential's weights, as columns of a table, the same on all ranks."""
+    unit = float(potential.scale)
+    metrics = validation_metrics(potential, data, kind, config, stress, unit)
+    metrics = of_first_rank(metrics, potential.scale.device)
+    names = ("loss", "energy_rmse_meV_per_atom", "forces_rmse_meV_per_A")
+    return {f"valid_{name}": metrics[name] for name in names}
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny import assert_same
 
 from ase_bayesmlip.config import Config, from_dict
 from ase_bayesmlip.datasets import DataError
@@ -69,23 +70,6 @@ def make_trainer(config: Config, folder: Path, seed: int = 0, **arguments) -> Tr
 def rows(folder: Path) -> list[dict[str, str]]:
     with (folder / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def assert_same(one, other) -> None:
-    """Equal to the last bit, through nested states."""
-    assert type(one) is type(other)
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_same(one[key], other[key])
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other)
-        for a, b in zip(one, other, strict=True):
-            assert_same(a, b)
-    else:
-        assert one == other
 
 
 def assert_same_run(one: Path, other: Path) -> None:

@@ -10,12 +10,19 @@ import torch
 from scipy.stats import chi2, multivariate_normal, norm
 from tiny import (
     DATA,
+    N_WEIGHTS,
+    assert_close,
+    batch_of,
+    covariance,
+    jacobians,
     laplace_state,
     mixture_of,
-    mixture_set,
+    seeded,
+    serve,
     tiny_config,
     tiny_potential,
     tiny_sets,
+    trained,
 )
 from torch.nn.utils import parameters_to_vector
 
@@ -31,42 +38,6 @@ from ase_bayesmlip.training.curvature import (
 
 KINDS = ["nll_jef", "nll_e", "mse"]
 each_kind = pytest.mark.parametrize("kind", KINDS)
-N_WEIGHTS = 8  # two layers of four hidden functions
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def batch_of(state):
-    """Two molecules and two crystals."""
-    data = mixture_set(state.config)
-    return next(data.batches(range(len(data)), len(data)))
-
-
-def serve(state, n, seed=0):
-    return mixture_of(laplace.draw(state, n, seeded(seed)), state)
-
-
-def trained(state):
-    """The mixture of the potentials that the posterior was made for."""
-    return mixture_of(state.run.potentials(), state)
-
-
-def jacobians(state, member=0):
-    """∂(E, F)/∂w of the batch."""
-    found = linearise_last_layer(state.run.potentials()[member], *batch_of(state))
-    return found.energy_jacobian, found.force_jacobian
-
-
-def covariance(state, member=0):
-    return torch.inverse(state.gaussians[member].precision)
-
-
-def assert_close(found, expected, tolerance=1e-8):
-    """To a tolerance relative to the largest value."""
-    size = float(expected.abs().max())
-    torch.testing.assert_close(found, expected, rtol=0.0, atol=tolerance * size)
 
 
 # --- what is fitted
