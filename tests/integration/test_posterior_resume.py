@@ -19,7 +19,7 @@ IVON_TWICE = {"kind": "ivon", "epochs": 3, "train_samples": 2}
 ALL = {"kind": "laplace", "weights": "all", "probes": 2}
 CASES = {
     "swag, batch": (SWAG, 4, torch.optim.AdamW, "step", 16),
-    "swag, validation": (SWAG, 4, POSTERIORS["swag"], "validation_metrics", 4),
+    "swag, validation": (SWAG, 4, POSTERIORS["swag"], "logged_errors", 4),
     "ivon, batch": (IVON_TWICE, 3, IVON, "step", 12),
     "ivon, sample": (IVON_TWICE, 3, ivon, "negative_log_likelihood", 24),
     "ivon, curvature": (IVON_TWICE, 3, ivon, "estimated_diagonal", 7),
