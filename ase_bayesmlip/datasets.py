@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
+import shutil
+import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,7 @@ import ase.io
 import numpy as np
 from ase import Atoms, units
 from ase.data import chemical_symbols
-from ase.io.formats import UnknownFileTypeError
+from ase.io.formats import UnknownFileTypeError, open_with_compression
 
 from ase_bayesmlip.config import DataConfig, KeysConfig
 
@@ -100,7 +104,8 @@ def _read_ase(path: Path, index: slice) -> list[tuple[int, Atoms]]:
     if not path.is_file():
         raise FileNotFoundError(f"no data file at {path}")
     try:
-        frames = ase.io.read(path, index=":", do_not_split_by_at_sign=True)
+        with _decompressed(path) as plain:
+            frames = ase.io.read(plain, index=":", do_not_split_by_at_sign=True)
         return list(enumerate(frames))[index]
     except (
         UnknownFileTypeError,
@@ -109,8 +114,26 @@ def _read_ase(path: Path, index: slice) -> list[tuple[int, Atoms]]:
         KeyError,
         ValueError,
         OSError,
+        EOFError,
+        lzma.LZMAError,
     ) as error:
         raise DataError(f"{path}: ASE cannot read it ({type(error).__name__}: {error})") from error
+
+
+@contextmanager
+def _decompressed(path: Path) -> Iterator[Path]:
+    """The path, or for the length of a `with` block that of a decompressed copy.
+
+    ASE seeks backwards while it reads, and a compressed stream then starts from its beginning.
+    """
+    if path.suffix not in (".gz", ".bz2", ".xz"):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / path.stem
+        with open_with_compression(str(path), "rb") as source, plain.open("wb") as target:
+            shutil.copyfileobj(source, target)
+        yield plain
 
 
 def _labelled(atoms: Atoms, keys: KeysConfig, source: str) -> LabelledFrame:

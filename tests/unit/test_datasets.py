@@ -1,5 +1,7 @@
 """Labelled frames: what is read, and how every broken label is reported."""
 
+import gzip
+import lzma
 from pathlib import Path
 
 import ase.io
@@ -452,3 +454,21 @@ def test_reference_file_of_molecules(tmp_path):
         reference_energies(DataConfig(train="", reference_energies=path), frames)
     with pytest.raises(FileNotFoundError, match="no data file"):
         reference_energies(DataConfig(train="", reference_energies="absent.xyz"), frames)
+
+
+@pytest.mark.parametrize(("suffix", "opened"), [("gz", gzip.open), ("xz", lzma.open)])
+def test_compressed_files_are_read_as_plain_ones(tmp_path, suffix, opened):
+    source = DATA / "ethanol_valid.extxyz"
+    path = tmp_path / f"frames.extxyz.{suffix}"
+    with opened(path, "wb") as file:
+        file.write(source.read_bytes())
+    found, expected = read_frames(f"{path}@2:5"), read_frames(f"{source}@2:5")
+    assert [frame.energy for frame in found] == [frame.energy for frame in expected]
+    assert [frame.source for frame in found] == [f"{path}#{number}" for number in (2, 3, 4)]
+
+
+def test_a_compressed_file_cut_short_is_an_error_that_names_it(tmp_path):
+    path = tmp_path / "frames.extxyz.xz"
+    path.write_bytes(lzma.compress((DATA / "ethanol_valid.extxyz").read_bytes())[:1000])
+    with pytest.raises(DataError, match=r"frames\.extxyz\.xz: ASE cannot read it"):
+        read_frames(str(path))
