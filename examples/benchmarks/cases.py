@@ -71,7 +71,7 @@ def served_file(
         config = Config(data=DataConfig(train=f"{source}@0:2", valid=f"{source}@2:3"))
         data = load_training_data(config)
         members = [
-            build_potential(config.model, config.loss.kind, data.statistics, seed=seed)
+            build_potential(config.model, config.loss, data.statistics, seed=seed)
             for seed in range(n_members)
         ]
         if n_draws > 0:
