@@ -103,7 +103,11 @@ def check_start(
     """
     where = f"posterior.start_from: {config.posterior.start_from}"  # type: ignore[union-attr]
     there, here = (
-        {"model": dataclasses.asdict(item.model), "loss": {"kind": item.loss.kind}}
+        {
+            "model": dataclasses.asdict(item.model),
+            # The coupling is part of an evidential potential, its penalty is not.
+            "loss": {"kind": item.loss.kind, "coupling": item.loss.evidence.coupling},
+        }
         for item in (start.config, config)
     )
     if not noise:

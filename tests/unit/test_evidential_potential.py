@@ -219,8 +219,12 @@ def test_beside_a_laplace_approximation_all_of_the_law_is_noise():
     assert output.forces_cov_epistemic is None
 
 
-@pytest.mark.parametrize("case", ["vectors", "tensors", "invariant", "iso", "paper", "eip"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [("vectors", torch.float32)]
+    + [(case, torch.float64) for case in ("tensors", "invariant", "iso", "paper", "eip")],
+    ids=str,
+)
 def test_scripted_saved_loaded_and_frozen_are_eager(case, dtype):
     changes = {
         "tensors": {"hidden": TENSORS},
@@ -237,7 +241,7 @@ def test_scripted_saved_loaded_and_frozen_are_eager(case, dtype):
         torch.jit.save(scripted, buffer)
         buffer.seek(0)
         loaded = torch.jit.load(buffer)
-        modules = [scripted, loaded, torch.jit.freeze(torch.jit.script(potential))]
+        modules = [loaded, torch.jit.freeze(scripted)]
     for module in modules:
         for matrices in (True, False, True):
             expected, found = potential(graph, matrices), module(graph, matrices)
