@@ -36,16 +36,15 @@ def joined(features: list[Tensor], starts: list[int], n_components: int) -> Tens
     return torch.cat(found, dim=2)
 
 
-class VectorProductTensor(nn.Module):
-    """2e components from products of vectors, for features that have no 2e of their own.
+class TensorMix(nn.Module):
+    """2e components as a gated linear map of 2e features, T = Σ_k w_k g_k Σ_c m_ck t_c.
 
-    T = Σ_k w_k g_k (u_k u_kᵀ - |u_k|²/3) with u_k = Σ_c m_ck v_c: the weights of v_c v_dᵀ form a
-    symmetric matrix of rank `rank`. Products of two vectors are even under inversion, whatever the
-    parity of the vectors. Weights w_k of zero are no dead start, since their derivative is not.
+    Weights w_k of zero are no dead start, since their derivative is not.
 
     Parameters
     ----------
     channels, rank : int
+        Numbers of features c and of their combinations k.
     generator : torch.Generator
     size : float
         Standard deviation of the initial weights w_k √rank.
@@ -55,18 +54,37 @@ class VectorProductTensor(nn.Module):
         self, channels: int, rank: int, generator: torch.Generator, size: float = 0.1
     ) -> None:
         super().__init__()
-        self.mixing = nn.Parameter(
-            torch.randn(channels, rank, generator=generator, dtype=torch.float64)
-        )
-        self.weight = nn.Parameter(
-            size * torch.randn(rank, generator=generator, dtype=torch.float64)
-        )
+        mixing = torch.randn(channels, rank, generator=generator, dtype=torch.float64)
+        weight = size * torch.randn(rank, generator=generator, dtype=torch.float64)
+        self.mixing, self.weight = nn.Parameter(mixing), nn.Parameter(weight)
         self.mixing_factor = 1.0 / math.sqrt(channels)
         self.weight_factor = 1.0 / math.sqrt(rank)
 
-    def forward(self, vectors: Tensor, gate: Tensor) -> Tensor:
+    def mixed(self, features: Tensor) -> Tensor:
+        """(n, components, channels) to (n, components, rank)."""
+        return (features @ self.mixing) * self.mixing_factor
+
+    def gated_sum(self, tensors: Tensor, gate: Tensor) -> Tensor:
+        """(n, 5, rank) and g, (n, rank), to (n, 5)."""
+        weights = (gate * self.weight).unsqueeze(1)
+        return (tensors * weights).sum(dim=2) * self.weight_factor
+
+    def forward(self, features: Tensor, gate: Tensor) -> Tensor:
+        """(n, 5, channels) and g, (n, rank), to (n, 5)."""
+        return self.gated_sum(self.mixed(features), gate)
+
+
+class VectorProductTensor(TensorMix):
+    """2e components from products of vectors, for features that have no 2e of their own.
+
+    T = Σ_k w_k g_k (u_k u_kᵀ - |u_k|²/3) with u_k = Σ_c m_ck v_c: the weights of v_c v_dᵀ form a
+    symmetric matrix of rank `rank`. Products of two vectors are even under inversion, whatever the
+    parity of the vectors. Parameters as for `TensorMix`.
+    """
+
+    def forward(self, features: Tensor, gate: Tensor) -> Tensor:
         """(n, 3, channels) in e3nn order, which is (x, y, z), and g, (n, rank), to (n, 5)."""
-        mixed = (vectors @ self.mixing) * self.mixing_factor
+        mixed = self.mixed(features)
         x, y, z = mixed[:, 0], mixed[:, 1], mixed[:, 2]
         r2, r6 = math.sqrt(2.0), math.sqrt(1.0 / 6.0)
         # Inverse of `traceless_symmetric`: projections of u uᵀ onto its five basis matrices.
@@ -77,30 +95,7 @@ class VectorProductTensor(nn.Module):
             r2 * y * z,
             (z * z - x * x) / r2,
         ]
-        weights = (gate * self.weight).unsqueeze(1)
-        return (torch.stack(squares, dim=1) * weights).sum(dim=2) * self.weight_factor
-
-
-class TensorMix(nn.Module):
-    """2e components as a gated linear map of 2e features; parameters as `VectorProductTensor`."""
-
-    def __init__(
-        self, channels: int, rank: int, generator: torch.Generator, size: float = 0.1
-    ) -> None:
-        super().__init__()
-        self.mixing = nn.Parameter(
-            torch.randn(channels, rank, generator=generator, dtype=torch.float64)
-        )
-        self.weight = nn.Parameter(
-            size * torch.randn(rank, generator=generator, dtype=torch.float64)
-        )
-        self.mixing_factor = 1.0 / math.sqrt(channels)
-        self.weight_factor = 1.0 / math.sqrt(rank)
-
-    def forward(self, tensors: Tensor, gate: Tensor) -> Tensor:
-        """(n, 5, channels) and (n, rank) to (n, 5)."""
-        mixed = (tensors @ self.mixing) * self.mixing_factor
-        return (mixed * (gate * self.weight).unsqueeze(1)).sum(dim=2) * self.weight_factor
+        return self.gated_sum(torch.stack(squares, dim=1), gate)
 
 
 class NoTensor(nn.Module):

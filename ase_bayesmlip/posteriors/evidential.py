@@ -18,7 +18,7 @@ from ase_bayesmlip.loss_config import EVIDENTIAL_LOSSES
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.posterior_config import EvidentialConfig as Config
 from ase_bayesmlip.posteriors.around_members import check_start
-from ase_bayesmlip.posteriors.members import Start, load_members, train_members
+from ase_bayesmlip.posteriors.members import Start, chosen_members, load_members, train_members
 from ase_bayesmlip.posteriors.members import TrainedMembers as State
 from ase_bayesmlip.posteriors.members import load_members as load
 from ase_bayesmlip.training.data import load_training_data
@@ -81,12 +81,4 @@ def draw(state: State, n: int | None, generator: torch.Generator) -> list[Potent
     ValueError
         If more are asked for than were trained.
     """
-    members = state.potentials()
-    if n is None or n == len(members):
-        return members
-    if not 1 <= n <= len(members):
-        raise ValueError(
-            f"{n} samples asked of {len(members)} evidential network(s); choose 1 to all"
-        )
-    chosen = torch.randperm(len(members), generator=generator)[:n]
-    return [members[index] for index in sorted(chosen.tolist())]
+    return chosen_members(state, n, 1, generator)

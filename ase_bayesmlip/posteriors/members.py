@@ -213,6 +213,28 @@ def train_member(
     trainer.run(progress, position=position)
 
 
+def chosen_members(
+    state: TrainedMembers, n: int | None, least: int, generator: torch.Generator
+) -> list[Potential]:
+    """`n` members without replacement, all of them for None.
+
+    Raises
+    ------
+    ValueError
+        If more are asked for than were trained, or fewer than `least`.
+    """
+    members = state.potentials()
+    if n is None or n == len(members):
+        return members
+    if not least <= n <= len(members):
+        raise ValueError(
+            f"{n} samples asked of {len(members)} trained members of a posterior of kind "
+            f"{state.config.posterior.kind}; choose {least} to all"
+        )
+    chosen = torch.randperm(len(members), generator=generator)[:n]
+    return [members[index] for index in sorted(chosen.tolist())]
+
+
 def member_data(config: Config, device: str) -> tuple[TrainingData, GraphDataset, GraphDataset]:
     """The data of a run, and its training and validation frames as graphs."""
     dtype, cutoff = getattr(torch, config.training.dtype), config.model.cutoff

@@ -255,5 +255,5 @@ def test_more_networks_than_there_are_cannot_be_drawn(tmp_path):
     state = fit(tmp_path / "run", EVIDENTIAL, VECTORS, {"kind": "evidential", "members": 2})
     generator = torch.Generator().manual_seed(0)
     assert len(POSTERIORS["evidential"].draw(state, 1, generator)) == 1
-    with pytest.raises(ValueError, match="3 samples asked of 2 evidential network"):
+    with pytest.raises(ValueError, match="3 samples asked of 2 trained members"):
         POSTERIORS["evidential"].draw(state, 3, generator)
