@@ -261,7 +261,7 @@ def test_without_a_kind_it_is_an_ensemble():
 def test_unknown_kind_lists_the_known_ones(kind):
     with pytest.raises(ConfigError) as caught:
         config(posterior={"kind": kind})
-    known = "ensemble, point, swag, ivon, laplace"
+    known = "ensemble, point, swag, ivon, laplace, evidential"
     assert str(caught.value) == f"posterior.kind is {kind!r}; allowed: {known}"
 
 

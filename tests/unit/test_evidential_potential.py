@@ -95,7 +95,7 @@ def test_scale_matrices_rotate_and_everything_else_stays(hidden, backbone, mode)
 )
 def test_the_baselines_do_not_rotate(kind, changes):
     """Otherwise they would be no baselines for equivariance."""
-    potential, atoms = make(kind=kind, **changes), ethanol()
+    potential, atoms = make(kind=kind, **changes).requires_grad_(False), ethanol()
     before = potential(graph_of(atoms, CUTOFF)).forces_cov[0]
     q = orthogonal(0)
     atoms.positions = atoms.positions @ q.numpy().T
