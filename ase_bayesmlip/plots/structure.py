@@ -1,0 +1,113 @@
+"""A molecule or a cell whose atoms are coloured by a number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols, covalent_radii
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Of the sum of covalent radii: no bond is longer.
+BOND_TOLERANCE = 1.25
+BALL = 0.62
+# Two angles that show the three axes of a cell, radians about x and y.
+VIEW_OF_CELL = (-1.2, 0.45)
+
+
+def plot_structure(ax: Axes, data: Mapping[str, Any]) -> Axes:
+    """Balls and sticks, nearer atoms in front, coloured by a number of each atom.
+
+    A molecule is seen along its shortest principal axis. Bonds are drawn between atoms that touch,
+    but not through the faces of a cell.
+
+    Parameters
+    ----------
+    ax : Axes
+    data : mapping
+        ``atoms``; ``values`` (n_atoms,); ``norm`` and ``cmap`` of matplotlib.
+    """
+    from matplotlib.patches import Circle
+
+    atoms, values = data["atoms"], np.asarray(data["values"])
+    rotation = _view(atoms)
+    centre = atoms.positions.mean(axis=0)
+    seen = (atoms.positions - centre) @ rotation
+    radii = BALL * covalent_radii[atoms.numbers]
+    _draw_cell(ax, atoms, centre, rotation)
+    depth = seen[:, 2]
+    for i, j in _bonds(atoms):
+        ax.plot(
+            *seen[[i, j], :2].T, color="#8C8C8C", linewidth=3.0, solid_capstyle="round",
+            zorder=2 + _between(depth, 0.5 * (depth[i] + depth[j])),
+        )  # fmt: skip
+    for k in np.argsort(depth):
+        color = data["cmap"](data["norm"](values[k]))
+        z = 2 + _between(depth, depth[k]) + 1e-3
+        ax.add_patch(
+            Circle(seen[k, :2], radii[k], facecolor=color, edgecolor="black", lw=0.7, zorder=z)
+        )
+        if len(atoms) <= 40:
+            dark = float(np.dot(color[:3], (0.299, 0.587, 0.114))) < 0.5
+            ax.text(
+                *seen[k, :2], chemical_symbols[atoms.numbers[k]], ha="center", va="center",
+                fontsize=7, color="white" if dark else "black", zorder=z, clip_on=True,
+            )  # fmt: skip
+    ax.set_aspect("equal")
+    ax.autoscale_view()
+    ax.margins(0.08)
+    ax.set_axis_off()
+    return ax
+
+
+def _between(depth: np.ndarray, value: float) -> float:
+    """Depth as a number between 0 (far) and 1 (near)."""
+    return float((value - depth.min()) / max(float(np.ptp(depth)), 1e-9))
+
+
+def _view(atoms: Atoms) -> np.ndarray:
+    """Rotation (3, 3) whose columns are the horizontal, the vertical and the line of sight."""
+    if not atoms.pbc.any():
+        _, axes = np.linalg.eigh(np.cov(atoms.positions.T) if len(atoms) > 1 else np.eye(3))
+        rotation = axes[:, ::-1]
+        # Principal axes have no sign: make the heavier side point right and up.
+        moment = atoms.numbers @ ((atoms.positions - atoms.positions.mean(axis=0)) @ rotation)
+        rotation = rotation * np.where(moment < 0, -1.0, 1.0)
+        rotation[:, 2] = np.cross(rotation[:, 0], rotation[:, 1])
+        return rotation
+    about_x, about_y = VIEW_OF_CELL
+    c, s = np.cos(about_y), np.sin(about_y)
+    first = np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
+    c, s = np.cos(about_x), np.sin(about_x)
+    second = np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
+    return (second @ first).T
+
+
+def _bonds(atoms: Atoms) -> list[tuple[int, int]]:
+    """Pairs of atoms that touch."""
+    from scipy.spatial import cKDTree
+
+    reach = covalent_radii[atoms.numbers]
+    pairs = cKDTree(atoms.positions).query_pairs(2 * BOND_TOLERANCE * float(reach.max()))
+    return [
+        (i, j)
+        for i, j in sorted(pairs)
+        if np.linalg.norm(atoms.positions[i] - atoms.positions[j])
+        < BOND_TOLERANCE * (reach[i] + reach[j])
+        and not atoms.numbers[i] == atoms.numbers[j] == 1
+    ]
+
+
+def _draw_cell(ax: Axes, atoms: Atoms, centre: np.ndarray, rotation: np.ndarray) -> None:
+    if not atoms.pbc.all():
+        return
+    corners = np.array([[a, b, c] for a in (0, 1) for b in (0, 1) for c in (0, 1)])
+    seen = (corners @ atoms.cell.array - centre) @ rotation
+    for i, first in enumerate(corners):
+        for j in range(i + 1, len(corners)):
+            if np.abs(first - corners[j]).sum() == 1:
+                ax.plot(*seen[[i, j], :2].T, color="#9A9A9A", linewidth=0.7, zorder=1)
