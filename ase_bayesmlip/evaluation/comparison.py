@@ -105,14 +105,16 @@ def energy_errors(comparison: Comparison) -> Errors | None:
     known = [k for k, frame in enumerate(comparison.frames) if frame.energy is not None]
     if not known:
         return None
-    frames, results = ([s[k] for k in known] for s in (comparison.frames, comparison.results))
-    error = [f.energy - r["energy"] for f, r in zip(frames, results, strict=True)]
+    frames = [comparison.frames[k] for k in known]
+    results = [comparison.results[k] for k in known]
+    labels = np.array([frame.energy for frame in frames], dtype=np.float64)
+    error = labels - np.array([float(result["energy"]) for result in results])
     variance = None
     if all("energy_var" in result for result in results):
         variance = np.array([float(r["energy_var"]) for r in results]).reshape(-1, 1, 1)
     law, why = _law(results, comparison, "energy_var", 1)
     return Errors(
-        np.array(error, dtype=np.float64).reshape(-1, 1),
+        error.reshape(-1, 1),
         variance,
         law,
         np.array(known),
@@ -126,17 +128,19 @@ def force_errors(comparison: Comparison) -> Errors | None:
     known = [k for k, frame in enumerate(comparison.frames) if frame.forces is not None]
     if not known:
         return None
-    frames, results = ([s[k] for k in known] for s in (comparison.frames, comparison.results))
-    error = [f.forces - r["forces"] for f, r in zip(frames, results, strict=True)]
+    frames = [comparison.frames[k] for k in known]
+    results = [comparison.results[k] for k in known]
+    labels = np.concatenate([np.asarray(frame.forces) for frame in frames])
+    error = labels - np.concatenate([np.asarray(result["forces"]) for result in results])
     covariance = None
     if all("forces_cov" in result for result in results):
         covariance = np.concatenate([np.asarray(r["forces_cov"]) for r in results])
     law, why = _law(results, comparison, "forces_cov", 3)
     return Errors(
-        np.concatenate(error),
+        error,
         covariance,
         law,
-        np.repeat(known, [len(frame.atoms) for frame in frames]),
+        np.repeat(np.array(known), [len(frame.atoms) for frame in frames]),
         np.concatenate([frame.atoms.numbers for frame in frames]),
         why,
     )

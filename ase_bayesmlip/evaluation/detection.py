@@ -14,6 +14,7 @@ from ase_bayesmlip.evaluation.bootstrap import Bootstrap, Estimate
 from ase_bayesmlip.evaluation.comparison import Comparison
 from ase_bayesmlip.md.scores import SCORES, evaluate_score
 
+Metric = Callable[[np.ndarray, np.ndarray], float]
 ScoreOfFrame = Callable[[Mapping[str, Any], Atoms], float]
 
 
@@ -39,6 +40,13 @@ FRAME_SCORES: dict[str, tuple[str, ScoreOfFrame]] = {
     "atomic_energy_var_max": ("energies_var_epistemic", _of_monitor("atomic_energy_var_max")),
     "forces_total_max": ("forces_cov", forces_total_max),
     "energy_std_per_atom": ("energy_var", energy_std_per_atom),
+}
+
+
+DETECTION_METRICS: dict[str, Metric] = {
+    "auroc_ood": metrics.auroc,
+    "aupr_ood": metrics.aupr,
+    "fpr95_ood": metrics.fpr95,
 }
 
 
@@ -87,19 +95,19 @@ def detect(known: Comparison, foreign: Comparison, bootstrap: Bootstrap) -> list
 def _detection(
     name: str, known: np.ndarray, foreign: np.ndarray, bootstrap: Bootstrap
 ) -> Detection:
-    numbers = {}
     few = min(len(known), len(foreign)) < 2
     if few:
         bootstrap.note("no interval for OOD detection: each set needs 2 frames or more")
-    for key, metric in (
-        ("auroc_ood", metrics.auroc),
-        ("aupr_ood", metrics.aupr),
-        ("fpr95_ood", metrics.fpr95),
-    ):
+    numbers = {}
+    for key, metric in DETECTION_METRICS.items():
+
+        def statistic(a: np.ndarray, b: np.ndarray, metric: Metric = metric) -> float:
+            return metric(known[a], foreign[b])
+
         interval = None
         if not few:
             interval = metrics.bootstrap_interval_two_sets(
-                lambda a, b, metric=metric: metric(known[a], foreign[b]),
+                statistic,
                 len(known),
                 len(foreign),
                 bootstrap.n_resamples,

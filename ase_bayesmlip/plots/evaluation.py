@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ase_bayesmlip.plots.style import BLUE, GREY, VERMILLION
+from ase_bayesmlip.plots.style import GREY, VERMILLION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ def plot_error_against_sigma(ax: Axes, data: Data) -> Axes:
     low_x, high_x, low_y, high_y = data["limits"]
     x = np.array([low_x, high_x])
     for (probability, (low, high)), shade in zip(
-        sorted(data["bands"].items(), reverse=True), ("#ECECEC", "#D9D9D9", "#C2C2C2"), strict=False
+        sorted(data["bands"].items(), reverse=True), ("#E9E9E9", "#D3D3D3", "#B8B8B8"), strict=False
     ):
         label = f"{100 * probability:g} %"
         ax.fill_between(x, low * x, high * x, color=shade, linewidth=0, label=label, zorder=0)
@@ -105,19 +105,22 @@ def plot_intervals(ax: Axes, data: Data) -> Axes:
     ax.fill_between(rank, -width, width, color=data["color"], alpha=0.2, linewidth=0, zorder=0)
     ax.plot(rank, width, color=data["color"], linewidth=0.8)
     ax.plot(rank, -width, color=data["color"], linewidth=0.8)
-    inside = np.abs(drawn) <= width
-    for chosen, color, size in ((inside, GREY, 5), (~inside, VERMILLION, 9)):
+    # A few large errors must not squeeze the rest into a line: they sit at the edge, as triangles.
+    limit = 1.2 * max(float(np.quantile(np.abs(drawn), 0.97)), float(np.quantile(width, 0.97)))
+    inside, beyond = np.abs(drawn) <= width, np.abs(drawn) > limit
+    for chosen, color, size in ((inside, GREY, 5), (~inside & ~beyond, VERMILLION, 9)):
         ax.scatter(rank[chosen], drawn[chosen], s=size, color=color, linewidth=0, zorder=2)
+    for marker, chosen in (("^", drawn > limit), ("v", drawn < -limit)):
+        edge = 0.98 * limit * np.sign(drawn[chosen])
+        ax.scatter(rank[chosen], edge, s=14, marker=marker, color=VERMILLION, lw=0, zorder=2)
     ax.axhline(0, color="black", linewidth=0.6, zorder=1)
-    # A single broken label must not squeeze the rest into a line.
-    limit = 1.15 * max(float(np.quantile(np.abs(drawn), 0.995)), float(np.quantile(width, 0.98)))
     ax.set(xlim=(0, 1), ylim=(-limit, limit))
     covered = float(np.mean(np.abs(error) <= half))
     ax.text(
-        0.03, 0.97, f"{100 * covered:.1f} % of {n} inside", transform=ax.transAxes, va="top",
-        fontsize=8,
+        0.03, 1.0, f"{100 * covered:.1f} % of {n} inside", transform=ax.transAxes, va="top",
+        fontsize=8, bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1},
     )  # fmt: skip
-    ax.set_xlabel(f"{data['what']}, by width of the interval")
+    ax.set_xlabel(f"{data['what']}, narrow to wide")
     ax.set_ylabel(f"label − prediction ({data['unit']})")
     return ax
 
@@ -177,10 +180,10 @@ def plot_scores(ax: Axes, data: Data) -> Axes:
     values = np.concatenate([part["scores"] for part in data["sets"]])
     logarithmic = values.min() > 0 and values.max() > 5 * values.min()
     if logarithmic:
-        bins = np.geomspace(values.min() * 0.95, values.max() * 1.05, 41)
+        bins = np.geomspace(values.min() * 0.95, values.max() * 1.05, 41).tolist()
     else:
         margin = 0.02 * max(float(np.ptp(values)), 1e-12 + 1e-6 * abs(float(values.max())))
-        bins = np.linspace(values.min() - margin, values.max() + margin, 41)
+        bins = np.linspace(values.min() - margin, values.max() + margin, 41).tolist()
     for part in data["sets"]:
         scores = np.asarray(part["scores"])
         weights = np.full(len(scores), 1 / len(scores))
@@ -193,6 +196,7 @@ def plot_scores(ax: Axes, data: Data) -> Axes:
         ax.set_xscale("log")
         _plain_numbers(ax.xaxis, float(bins[-1] / bins[0]))
     ax.set_xlim(bins[0], bins[-1])
+    ax.set_ylim(0, 1.25 * ax.get_ylim()[1])  # room for a legend
     ax.set_xlabel(f"score ({data['unit']})")
     ax.set_ylabel("fraction of frames")
     return ax
@@ -213,7 +217,9 @@ def plot_coverage(ax: Axes, data: Data) -> Axes:
             ax.plot(row["interval"], [height, height], color=row["color"], linewidth=1.6)
         ax.plot(row["value"], height, "o", color=row["color"], markersize=4.5)
     ax.set_yticks(range(len(data["rows"])), [row["label"] for row in reversed(data["rows"])])
-    lowest = min(np.min(r["value"] if r["interval"] is None else r["interval"]) for r in data["rows"])
+    lowest = min(
+        np.min(r["value"] if r["interval"] is None else r["interval"]) for r in data["rows"]
+    )
     ax.set(xlim=(max(0.0, min(lowest - 0.05, data["level"] - 0.1)), 1.0))
     ax.set_ylim(-0.6, len(data["rows"]) - 0.4)
     ax.set_xlabel(f"coverage of the {100 * data['level']:g} % regions")
@@ -231,5 +237,3 @@ def _plain_numbers(axis: Any, ratio: float) -> None:
         axis.set_minor_formatter(plain)
     else:
         axis.set_minor_formatter(NullFormatter())
-
-

@@ -21,7 +21,7 @@ from ase_bayesmlip.plots.evaluation import (
     plot_roc,
     plot_scores,
 )
-from ase_bayesmlip.plots.structure import plot_structure
+from ase_bayesmlip.plots.structure import structures_figure
 from ase_bayesmlip.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE, VERMILLION
 
 if TYPE_CHECKING:
@@ -83,12 +83,6 @@ def _axes(n_rows: int, n_columns: int, width: float = INCH, height: float = INCH
     return figure, figure.subplots(n_rows, n_columns, squeeze=False)
 
 
-def _letters(axes: np.ndarray) -> None:
-    if axes.size > 1:
-        for ax, letter in zip(axes.flat, "abcdefgh", strict=False):
-            ax.set_title(letter, loc="left", fontweight="bold", fontsize=11)
-
-
 def _sets(evaluation: Evaluation) -> list[tuple[str, str, SetEvaluation]]:
     """Name, colour and content of the sets of the model itself."""
     sets = [(evaluation.names["test"], BLUE, evaluation.test)]
@@ -133,17 +127,27 @@ def _error_against_sigma(evaluation: Evaluation) -> Figure | None:
             *(float(sigma.min()) / 1.15, float(sigma.max()) * 1.15),
             *(float(np.median(error)) / 60, float(max(error.max(), sigma.max())) * 1.5),
         )
-        for (name, color, errors), (e, deviation, unit), ax in zip(sets, numbers, row, strict=False):
+        for (name, color, errors), (e, deviation, unit), ax in zip(
+            sets, numbers, row, strict=False
+        ):
             bands = {} if errors.law is None else _bands(errors)
             data = {"sigma": deviation, "error": np.abs(e), "bands": bands, "color": color}
             plot_error_against_sigma(ax, data | {"unit": unit, "limits": limits})
             subject = "energies" if what == "energy" else "force components"
-            ax.set_title(f"{name}: {len(e)} {subject}", fontsize=9)
+            ax.set_title(name, fontsize=9)
+            ax.text(0.03, 0.97, f"{len(e)} {subject}", transform=ax.transAxes, va="top", fontsize=8)
         if bands:
-            row[0].legend(loc="lower right", title="expected", title_fontsize=8, handlelength=1.2)
+            _legend_of_bands(row[0])
         for ax in row[len(sets) :]:
             ax.set_axis_off()
     return figure
+
+
+def _legend_of_bands(ax: Axes) -> None:
+    legend = ax.legend(loc="lower right", title="expected", title_fontsize=8, handlelength=1.2)
+    for patch in legend.get_patches():
+        patch.set_edgecolor(GREY)  # the lightest band is hardly seen on white
+        patch.set_linewidth(0.5)
 
 
 def _bands(errors: Errors) -> dict[float, tuple[float, float]]:
@@ -163,7 +167,7 @@ def _calibration(evaluation: Evaluation) -> Figure | None:
     panels = [w for w in ("energy", "forces") if w in test.curves or _in(evaluation.ood, w)]
     if not panels:
         return None
-    figure, axes = _axes(1, len(panels), 3.1, 3.3)
+    figure, axes = _axes(1, len(panels), 3.1, 3.6)
     after = ", after" if before is not None else ""
     parts = [
         (evaluation.names["test"] + ", before", BLUE, "--", before),
@@ -183,7 +187,7 @@ def _calibration(evaluation: Evaluation) -> Figure | None:
                 | {"label": f"{name}: CE {ce:.2g}", "color": color, "linestyle": line}
             )
         plot_calibration(ax, {"curves": curves})
-        ax.legend(loc="upper left", bbox_to_anchor=(-0.03, 1.0), handlelength=1.6, fontsize=7.5)
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=8, handlelength=2)
         ax.set_title("energies" if what == "energy" else "forces (3D regions)", fontsize=9)
     return figure
 
@@ -193,9 +197,7 @@ def _in(part: SetEvaluation | None, what: str) -> bool:
 
 
 def _intervals(evaluation: Evaluation) -> Figure | None:
-    rows = [
-        (what, [s for s in sets if s[2].law is not None]) for what, sets in _rows(evaluation)
-    ]
+    rows = [(what, [s for s in sets if s[2].law is not None]) for what, sets in _rows(evaluation)]
     rows = [(what, sets) for what, sets in rows if sets]
     if not rows:
         return None
@@ -256,20 +258,18 @@ def _error_retention(evaluation: Evaluation) -> Figure | None:
 def _ood_detection(evaluation: Evaluation) -> Figure | None:
     if not evaluation.detections:
         return None
-    figure, axes = _axes(1, 2, 3.3, 3.3)
+    figure, axes = _axes(1, 2, 3.3, 3.9)
     curves = []
     for k, found in enumerate(evaluation.detections):
         false_positive, true_positive = metrics.roc_curve(found.known, found.foreign)
         area = float(found.numbers["auroc_ood"].value)
         curves.append(
             {"false_positive": false_positive, "true_positive": true_positive}
-            | {"label": f"{found.score}: {area:.3f}", "color": SCORE_COLORS[k % 5]}
+            | {"label": f"{found.score}: AUROC {area:.3f}", "color": SCORE_COLORS[k % 5]}
             | {"linewidth": 2.0 if k == 0 else 1.1}
         )
     plot_roc(axes[0, 1], {"curves": curves})
-    axes[0, 1].legend(
-        loc="lower right", title="AUROC", title_fontsize=8, fontsize=7.5, handlelength=1.3
-    )
+    figure.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside lower right", ncols=2)
     first = evaluation.detections[0]
     unit, scale = SCORE_UNITS.get(first.score, "eV" if "energy" in first.score else "eV/Å"), 1.0
     if unit == "eV/Å":
@@ -288,9 +288,10 @@ def _structure(evaluation: Evaluation) -> Figure | None:
     """A typical frame of each set; of the foreign ones also the least certain."""
     chosen = []
     for name, _, part in _sets(evaluation):
-        values = [_atom_sigma(result) for result in part.comparison.results]
-        if any(value is None for value in values):
+        results = part.comparison.results
+        if any("forces_cov" not in result for result in results):
             return None
+        values = [_atom_sigma(result) for result in results]
         worst = np.array([np.max(value) for value in values])
         order = np.argsort(worst, kind="stable")
         picks = [("median", order[(len(order) - 1) // 2])]
@@ -298,34 +299,9 @@ def _structure(evaluation: Evaluation) -> Figure | None:
             picks.append(("largest", order[-1]))
         for word, k in picks:
             chosen.append((f"{name}, {word}", part.comparison.frames[k].atoms, 1e3 * values[k]))
-    return _draw_structures(chosen)
+    return structures_figure(chosen)
 
 
-def _draw_structures(chosen: list[tuple[str, Any, np.ndarray]]) -> Figure:
-    from matplotlib import colormaps
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import LogNorm
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    everything = np.concatenate([values for _, _, values in chosen])
-    low = max(float(everything.min()), 1e-3 * float(everything.max()), 1e-12)
-    norm = LogNorm(low / 1.05, max(float(everything.max()), low) * 1.05)
-    figure, axes = _axes(1, len(chosen), 2.5, 2.7)
-    cmap = colormaps["cividis"]
-    for (title, atoms, values), ax in zip(chosen, axes[0], strict=True):
-        values = np.maximum(values, low)
-        plot_structure(ax, {"atoms": atoms, "values": values, "norm": norm, "cmap": cmap})
-        ax.set_title(title, fontsize=9)
-    bar = figure.colorbar(ScalarMappable(norm, cmap), ax=list(axes[0]), shrink=0.8, aspect=25)
-    bar.set_label("error bar of the force on an atom,\n$\\sqrt{\\mathrm{tr}\\,\\Sigma/3}$ (meV/Å)")
-    bar.ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    bar.ax.yaxis.set_minor_formatter(NullFormatter())
-    return figure
-
-
-def _atom_sigma(result: Any) -> np.ndarray | None:
-    """√(tr Σ/3) of each atom, (n_atoms,), eV/Å; None if unknown."""
-    if "forces_cov" not in result:
-        return None
+def _atom_sigma(result: Any) -> np.ndarray:
+    """√(tr Σ/3) of each atom, (n_atoms,), eV/Å."""
     return np.asarray(np.sqrt(np.trace(result["forces_cov"], axis1=1, axis2=2) / 3.0))

@@ -11,6 +11,7 @@ from ase.data import chemical_symbols, covalent_radii
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Of the sum of covalent radii: no bond is longer.
 BOND_TOLERANCE = 1.25
@@ -43,7 +44,7 @@ def plot_structure(ax: Axes, data: Mapping[str, Any]) -> Axes:
     for i, j in _bonds(atoms):
         ax.plot(
             *seen[[i, j], :2].T, color="#8C8C8C", linewidth=3.0, solid_capstyle="round",
-            zorder=2 + _between(depth, 0.5 * (depth[i] + depth[j])),
+            zorder=2 + _between(depth, min(depth[i], depth[j])),  # spheres cover both of its ends
         )  # fmt: skip
     for k in np.argsort(depth):
         color = data["cmap"](data["norm"](values[k]))
@@ -53,9 +54,10 @@ def plot_structure(ax: Axes, data: Mapping[str, Any]) -> Axes:
         )
         if len(atoms) <= 40:
             dark = float(np.dot(color[:3], (0.299, 0.587, 0.114))) < 0.5
+            x, y = seen[k, :2].tolist()
             ax.text(
-                *seen[k, :2], chemical_symbols[atoms.numbers[k]], ha="center", va="center",
-                fontsize=7, color="white" if dark else "black", zorder=z, clip_on=True,
+                x, y, chemical_symbols[atoms.numbers[k]], ha="center", va="center", fontsize=7,
+                color="white" if dark else "black", zorder=z, clip_on=True,
             )  # fmt: skip
     ax.set_aspect("equal")
     ax.autoscale_view()
@@ -111,3 +113,45 @@ def _draw_cell(ax: Axes, atoms: Atoms, centre: np.ndarray, rotation: np.ndarray)
         for j in range(i + 1, len(corners)):
             if np.abs(first - corners[j]).sum() == 1:
                 ax.plot(*seen[[i, j], :2].T, color="#9A9A9A", linewidth=0.7, zorder=1)
+
+
+def structures_figure(chosen: list[tuple[str, Atoms, np.ndarray]]) -> Figure:
+    """Structures side by side on one scale of lengths and of colours.
+
+    Parameters
+    ----------
+    chosen : list of (title, Atoms, ndarray (n_atoms,))
+        The last is the error bar of the force on each atom, √(tr Σ/3), meV/Å.
+    """
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    everything = np.concatenate([values for _, _, values in chosen])
+    low = max(float(everything.min()), 1e-3 * float(everything.max()), 1e-12)
+    norm = LogNorm(low / 1.05, max(float(everything.max()), low) * 1.05)
+    figure = Figure(figsize=(2.5 * len(chosen), 2.7), layout="constrained")
+    axes = figure.subplots(1, len(chosen), squeeze=False)
+    cmap = colormaps["YlOrRd"]
+    for (title, atoms, values), ax in zip(chosen, axes[0], strict=True):
+        values = np.maximum(values, low)
+        plot_structure(ax, {"atoms": atoms, "values": values, "norm": norm, "cmap": cmap})
+        ax.set_title(title, fontsize=9)
+    _one_scale(axes[0])
+    bar = figure.colorbar(ScalarMappable(norm, cmap), ax=list(axes[0]), shrink=0.8, aspect=25)
+    bar.set_label("error bar of the force on an atom,\n$\\sqrt{\\mathrm{tr}\\,\\Sigma/3}$ (meV/Å)")
+    bar.ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    return figure
+
+
+def _one_scale(axes: np.ndarray) -> None:
+    """Give all axes the size of the largest, so that lengths can be compared."""
+    limits = np.array([[ax.get_xlim(), ax.get_ylim()] for ax in axes])
+    centres = limits.mean(axis=2)
+    half = 0.5 * np.ptp(limits, axis=2).max(axis=0)
+    for ax, (x, y) in zip(axes, centres, strict=True):
+        ax.set(xlim=(x - half[0], x + half[0]), ylim=(y - half[1], y + half[1]))
