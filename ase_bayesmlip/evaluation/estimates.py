@@ -31,6 +31,7 @@ def force_numbers(errors: Errors, bootstrap: Bootstrap) -> dict[str, Estimate]:
     found = _sizes(errors, bootstrap)
     found["forces_mae_meV_per_A"] = bootstrap.mean(errors, _absolute, _milli)
     if errors.covariance is None:
+        bootstrap.note(f"errors of forces without error bars: {errors.why_no_law}")
         return found
     generator = bootstrap.generator()
     found["energy_score_forces"] = bootstrap.mean(errors, lambda e: _energy_score(e, generator))
@@ -56,6 +57,7 @@ def energy_numbers(errors: Errors, bootstrap: Bootstrap) -> dict[str, Estimate]:
         ),
     }
     if errors.covariance is None:
+        bootstrap.note(f"errors of energies without error bars: {errors.why_no_law}")
         return found
     found["energy_sigma_meV_per_atom"] = bootstrap.mean(per_atom, _variance, _milli_root)
     found |= _order_numbers(per_atom, bootstrap, "energy")
