@@ -104,13 +104,16 @@ def _check_targets(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> Evaluation:
-    from ase_bayesmlip.calculator import BayesianCalculator
+    from ase_bayesmlip.card import read_card
     from ase_bayesmlip.config import KeysConfig
     from ase_bayesmlip.evaluation import Bootstrap, evaluate
     from ase_bayesmlip.evaluation import frames as reading
 
-    calculator = BayesianCalculator(arguments.model, arguments.device, arguments.dtype)
-    card = calculator.card
+    # All that a user may have got wrong is read before a model is loaded and run.
+    bootstrap = Bootstrap(arguments.resamples, seed=arguments.seed)
+    card = read_card(arguments.model)
+    if arguments.before:
+        read_card(arguments.before)
     trained = card.config.get("data", {}).get("keys", {})
     keys = KeysConfig(
         energy=arguments.energy_key or trained.get("energy", KeysConfig.energy),
@@ -126,25 +129,34 @@ def _evaluate(arguments: argparse.Namespace) -> Evaluation:
     ood = None
     if arguments.ood:
         ood = _read(arguments.ood, "OOD set", keys, card.atomic_numbers, notes)
-    sets = {"test": test} if ood is None else {"test": test, "ood": ood}
-    compared = {
-        name: _compare(calculator, frames, not arguments.quiet) for name, frames in sets.items()
-    }
-    if arguments.before:
-        other = BayesianCalculator(arguments.before, arguments.device, arguments.dtype)
-        compared |= {
-            "before" if name == "test" else "before_ood": _compare(
-                other, frames, not arguments.quiet
-            )
-            for name, frames in sets.items()
-        }
+    calculators, compared = _predict(arguments, test, ood)
     return evaluate(
         **compared,
         names=_names(arguments),
-        model=_facts(calculator),
+        model=_facts(calculators[0]),
         notes=notes,
-        bootstrap=Bootstrap(arguments.resamples, seed=arguments.seed),
+        bootstrap=bootstrap,
     )
+
+
+def _predict(
+    arguments: argparse.Namespace,
+    test: list[EvaluationFrame],
+    ood: list[EvaluationFrame] | None,
+) -> tuple[list[Any], dict[str, Any]]:
+    """The calculators, and what each says about each set under the names that `evaluate` takes."""
+    from ase_bayesmlip.calculator import BayesianCalculator
+
+    paths = [arguments.model, *([arguments.before] if arguments.before else [])]
+    calculators = [BayesianCalculator(path, arguments.device, arguments.dtype) for path in paths]
+    compared = {}
+    for calculator, names in zip(
+        calculators, (("test", "ood"), ("before", "before_ood")), strict=False
+    ):
+        for name, frames in zip(names, (test, ood), strict=True):
+            if frames is not None:
+                compared[name] = _compare(calculator, frames, not arguments.quiet)
+    return calculators, compared
 
 
 def _read(
@@ -187,7 +199,9 @@ def _names(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def _short(path: str) -> str:
-    name = Path(path).name
+    from ase_bayesmlip.datasets import split_slice
+
+    name = split_slice(path)[0].name
     for ending in (".xz", ".gz", ".bz2", ".extxyz", ".xyz", ".npz", ".db", ".traj"):
         name = name.removesuffix(ending)
     return name

@@ -191,7 +191,8 @@ def _reading_guide(evaluation: Evaluation) -> str:
     return (
         f"<p><small>In brackets: {100 * bootstrap.level:g} % bootstrap intervals, "
         f"{bootstrap.n_resamples} resamples of whole frames (fewer for ranks). They take frames "
-        "for independent: frames from one trajectory may need wider ones. A perfect model has a "
+        "for independent: frames from one trajectory may need wider ones; and an interval without "
+        "width says only that no resample differs. A perfect model has a "
         f"CE of about {floor:.1g} on {test.n_frames} independent frames, not 0; atoms of a frame "
         f"depend on each other, so for forces this is an upper bound.{law}</small></p>"
     )

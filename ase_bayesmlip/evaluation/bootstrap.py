@@ -47,6 +47,15 @@ class Bootstrap:
     seed: int = 0
     notes: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        # The small shift keeps levels such as 0.95 from losing a resample to round-off.
+        least = int(np.ceil(2.0 / (1.0 - self.level) - 1e-9)) if 0 < self.level < 1 else 2
+        if self.n_resamples < least:
+            raise ValueError(
+                f"{self.n_resamples} resamples are too few for an interval of "
+                f"{100 * self.level:g} %; give {least} or more"
+            )
+
     def note(self, sentence: str) -> None:
         """Keep a sentence for the reader, once."""
         if sentence not in self.notes:
