@@ -22,6 +22,8 @@ CURVE_LEVELS = np.linspace(0.0, 1.0, 21)
 ERROR_LEVELS = np.arange(1, 101) / 101
 COVERAGES = (50, 90)
 UNNAMED = "(none)"
+# eV per atom; no potential in use is off by so much where its labels come from.
+SUSPICIOUS_OFFSET = 0.2
 N_REDRAWS = 100
 N_ENERGY_SCORE_SAMPLES = 100
 
@@ -56,6 +58,7 @@ def energy_numbers(errors: Errors, bootstrap: Bootstrap) -> dict[str, Estimate]:
             per_atom, lambda e: float(e.error.mean()), _milli
         ),
     }
+    _note_offset(per_atom.error, bootstrap)
     if errors.covariance is None:
         bootstrap.note(f"errors of energies without error bars: {errors.why_no_law}")
         return found
@@ -72,6 +75,17 @@ def energy_numbers(errors: Errors, bootstrap: Bootstrap) -> dict[str, Estimate]:
         )
         found |= crps
     return found
+
+
+def _note_offset(error: np.ndarray, bootstrap: Bootstrap) -> None:
+    """Say so if all energies are off by nearly the same: that is another zero, not an error."""
+    offset = float(np.mean(error))
+    if abs(offset) > SUSPICIOUS_OFFSET and abs(offset) > 10.0 * float(np.std(error)):
+        bootstrap.note(
+            f"energies are off by {offset:.3g} eV/atom, nearly the same for all frames: labels of "
+            "another level of theory or with other reference energies? Then numbers on energies "
+            "say nothing about the model"
+        )
 
 
 def _sizes(forces: Errors, bootstrap: Bootstrap) -> dict[str, Estimate]:

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 # Of the sum of covalent radii: no bond is longer.
 BOND_TOLERANCE = 1.25
 BALL = 0.62
-# Two angles that show the three axes of a cell, radians about x and y.
-VIEW_OF_CELL = (-1.2, 0.45)
+# Where a cell is seen from: radians about its z axis, and above its xy plane.
+VIEW_OF_CELL = (0.35, 0.25)
+# Points; smaller letters cannot be read.
+SMALLEST_LETTER = 4.0
 
 
 def plot_structure(ax: Axes, data: Mapping[str, Any]) -> Axes:
@@ -34,29 +36,33 @@ def plot_structure(ax: Axes, data: Mapping[str, Any]) -> Axes:
     """
     from matplotlib.patches import Circle
 
-    atoms, values = data["atoms"], np.asarray(data["values"])
+    atoms, values = data["atoms"].copy(), np.asarray(data["values"])
+    atoms.wrap()  # does nothing without a cell
     rotation = _view(atoms)
     centre = atoms.positions.mean(axis=0)
     seen = (atoms.positions - centre) @ rotation
     radii = BALL * covalent_radii[atoms.numbers]
     _draw_cell(ax, atoms, centre, rotation)
     depth = seen[:, 2]
+    scale = _points_per_angstrom(ax, seen)
     for i, j in _bonds(atoms):
         ax.plot(
-            *seen[[i, j], :2].T, color="#8C8C8C", linewidth=3.0, solid_capstyle="round",
+            *seen[[i, j], :2].T, color="#8C8C8C", linewidth=0.16 * scale, solid_capstyle="round",
             zorder=2 + _between(depth, min(depth[i], depth[j])),  # spheres cover both of its ends
         )  # fmt: skip
     for k in np.argsort(depth):
         color = data["cmap"](data["norm"](values[k]))
         z = 2 + _between(depth, depth[k]) + 1e-3
+        edge = float(np.clip(0.03 * scale, 0.3, 0.8))
         ax.add_patch(
-            Circle(seen[k, :2], radii[k], facecolor=color, edgecolor="black", lw=0.7, zorder=z)
+            Circle(seen[k, :2], radii[k], facecolor=color, edgecolor="black", lw=edge, zorder=z)
         )
-        if len(atoms) <= 40:
+        size = min(8.0, 1.1 * radii[k] * scale)
+        if size > SMALLEST_LETTER:
             dark = float(np.dot(color[:3], (0.299, 0.587, 0.114))) < 0.5
             x, y = seen[k, :2].tolist()
             ax.text(
-                x, y, chemical_symbols[atoms.numbers[k]], ha="center", va="center", fontsize=7,
+                x, y, chemical_symbols[atoms.numbers[k]], ha="center", va="center", fontsize=size,
                 color="white" if dark else "black", zorder=z, clip_on=True,
             )  # fmt: skip
     ax.set_aspect("equal")
@@ -64,6 +70,12 @@ def plot_structure(ax: Axes, data: Mapping[str, Any]) -> Axes:
     ax.margins(0.08)
     ax.set_axis_off()
     return ax
+
+
+def _points_per_angstrom(ax: Axes, seen: np.ndarray) -> float:
+    """About how large an Å will be, for widths and letters, which matplotlib takes in points."""
+    extent = float(np.ptp(seen[:, :2], axis=0).max()) + 2.0
+    return 72.0 / ax.figure.dpi * min(ax.bbox.width, ax.bbox.height) / extent
 
 
 def _between(depth: np.ndarray, value: float) -> float:
@@ -81,12 +93,12 @@ def _view(atoms: Atoms) -> np.ndarray:
         rotation = rotation * np.where(moment < 0, -1.0, 1.0)
         rotation[:, 2] = np.cross(rotation[:, 0], rotation[:, 1])
         return rotation
-    about_x, about_y = VIEW_OF_CELL
-    c, s = np.cos(about_y), np.sin(about_y)
-    first = np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
-    c, s = np.cos(about_x), np.sin(about_x)
-    second = np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
-    return (second @ first).T
+    turn, lift = VIEW_OF_CELL
+    right = np.array([np.cos(turn), np.sin(turn), 0.0])
+    sight = np.array(
+        [np.sin(turn) * np.cos(lift), -np.cos(turn) * np.cos(lift), np.sin(lift)]
+    )  # towards the reader
+    return np.stack([right, np.cross(sight, right), sight], axis=1)
 
 
 def _bonds(atoms: Atoms) -> list[tuple[int, int]]:
@@ -149,9 +161,15 @@ def structures_figure(chosen: list[tuple[str, Atoms, np.ndarray]]) -> Figure:
 
 
 def _one_scale(axes: np.ndarray) -> None:
-    """Give all axes the size of the largest, so that lengths can be compared."""
+    """Give all axes the size of the largest, so that lengths can be compared.
+
+    Unless one would become too small to be seen.
+    """
     limits = np.array([[ax.get_xlim(), ax.get_ylim()] for ax in axes])
     centres = limits.mean(axis=2)
-    half = 0.5 * np.ptp(limits, axis=2).max(axis=0)
+    spans = np.ptp(limits, axis=2)
+    half = 0.5 * spans.max(axis=0)
+    if spans.max() > 2.5 * spans.max(axis=1).min():
+        return
     for ax, (x, y) in zip(axes, centres, strict=True):
         ax.set(xlim=(x - half[0], x + half[0]), ylim=(y - half[1], y + half[1]))

@@ -369,6 +369,14 @@ def test_three_members_have_no_law_and_it_is_said():
     assert any("4 members or more would be needed" in note for note in evaluation.notes)
 
 
+def test_another_zero_of_energy_is_noticed():
+    comparison = make_comparison(6)
+    assert evaluate(comparison, bootstrap=quick()).notes == []
+    shifted = changed(comparison, energy=lambda r: r["energy"] + 60.0)
+    (note,) = evaluate(shifted, bootstrap=quick()).notes
+    assert "energies are off by -10 eV/atom, nearly the same for all frames" in note
+
+
 def test_a_singular_covariance_is_a_note_not_a_crash():
     comparison = make_comparison(4)
     comparison.results[1]["forces_cov"][2] = np.diag([1e-3, 1e-3, 0.0])

@@ -1,5 +1,8 @@
 """Frames with all, some or none of their labels."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from ase import Atoms
@@ -143,3 +146,9 @@ def test_training_frames_are_recognised(data_folder):
     (note,) = seen_in_training(frames, {"train": own, "calibration": None})
     assert "these are the train frames of the model" in note
     assert seen_in_training(frames[:2], {"train": own}) == []
+
+
+def test_evaluations_need_no_torch():
+    """Other calculators, in environments of their own, go through the same code."""
+    code = "import sys, ase_bayesmlip.evaluation; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
