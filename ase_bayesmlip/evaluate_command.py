@@ -51,29 +51,56 @@ def run_evaluate(arguments: argparse.Namespace) -> tuple[str, list[str]]:
     FileNotFoundError, DataError, ValueError
         For files that are missing or cannot be used; the message says which and how to repair it.
     """
-    from ase_bayesmlip.report import html_report
-
     _check_targets(arguments)
     evaluation = _evaluate(arguments)
-    files: dict[Path, bytes] = {}
-    if arguments.json:
-        text = json.dumps(evaluation.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-        files[arguments.json] = (text + "\n").encode()
-    if arguments.report or arguments.figures:
-        from ase_bayesmlip.plots.evaluation_figures import evaluation_figures, render
+    written = write_evaluation(
+        evaluation, arguments.json, report=arguments.report, figures=arguments.figures
+    )
+    return _summary(evaluation, written), evaluation.notes
 
-        figures = evaluation_figures(evaluation)
-        images = {name: render(figure, "png") for name, figure in figures.items()}
-        if arguments.report:
-            files[arguments.report] = html_report(evaluation, images).encode()
-        if arguments.figures:
-            for name, figure in figures.items():
-                files[arguments.figures / f"{name}.png"] = images[name]
-                files[arguments.figures / f"{name}.pdf"] = render(figure, "pdf")
-            arguments.figures.mkdir(parents=True, exist_ok=True)
+
+def write_evaluation(
+    evaluation: Evaluation,
+    json_path: Path | None = None,
+    *,
+    report: Path | None = None,
+    figures: Path | None = None,
+) -> list[Path]:
+    """Write an evaluation, of any calculator, as numbers, as a report and as figures.
+
+    Parameters
+    ----------
+    evaluation : Evaluation
+    json_path, report : Path or None
+        Files for the numbers and for the report.
+    figures : Path or None
+        Folder for the figures as PNG and PDF; made if need be.
+
+    Returns
+    -------
+    list of Path
+        What was written, each file whole or not at all, after everything was drawn.
+    """
+    files: dict[Path, bytes] = {}
+    if json_path:
+        text = json.dumps(evaluation.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+        files[json_path] = (text + "\n").encode()
+    if report or figures:
+        from ase_bayesmlip.plots.evaluation_figures import evaluation_figures, render
+        from ase_bayesmlip.report import html_report
+
+        drawn = evaluation_figures(evaluation)
+        images = {name: render(figure, "png") for name, figure in drawn.items()}
+        if report:
+            files[report] = html_report(evaluation, images).encode()
+        if figures:
+            for name, figure in drawn.items():
+                files[figures / f"{name}.png"] = images[name]
+                files[figures / f"{name}.pdf"] = render(figure, "pdf")
+            figures.mkdir(parents=True, exist_ok=True)
     for path, content in files.items():
         write_whole(path, content)
-    return _summary(evaluation, list(files)), evaluation.notes
+    return list(files)
 
 
 def write_whole(path: Path, content: bytes) -> None:

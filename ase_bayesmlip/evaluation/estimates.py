@@ -131,9 +131,8 @@ def _energy_score(errors: Errors, generator: np.random.Generator) -> float:
             errors.error, errors.covariance, N_ENERGY_SCORE_SAMPLES, generator=generator
         )
     else:
-        n = N_ENERGY_SCORE_SAMPLES
-        drawn = [errors.law.draw(errors.covariance, generator) for _ in range(n)]
-        score = metrics.energy_score(errors.error, np.stack(drawn, axis=1))
+        drawn = errors.law.draws(errors.covariance, N_ENERGY_SCORE_SAMPLES, generator)
+        score = metrics.energy_score(errors.error, np.stack(list(drawn), axis=1))
     return 1e3 * score
 
 
@@ -167,13 +166,8 @@ def _redrawn_spearman(errors: Errors, bootstrap: Bootstrap) -> Estimate:
     """Spearman's correlation if errors were drawn from the model's own law: what 1 would be."""
     assert errors.covariance is not None
     assert errors.law is not None
-    generator, sigma = bootstrap.generator(), errors.std
-    values = [
-        metrics.spearman(
-            np.linalg.norm(errors.law.draw(errors.covariance, generator), axis=1), sigma
-        )
-        for _ in range(N_REDRAWS)
-    ]
+    drawn = errors.law.draws(errors.covariance, N_REDRAWS, bootstrap.generator())
+    values = [metrics.spearman(np.linalg.norm(error, axis=1), errors.std) for error in drawn]
     ends = [0.5 * (1 - bootstrap.level), 0.5 * (1 + bootstrap.level)]
     return Estimate(float(np.mean(values)), np.quantile(values, ends))
 

@@ -18,6 +18,7 @@ is predicted by that Student-t. It needs S > d: in fewer than 4 members no force
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,18 +91,21 @@ class PredictiveLaw:
             return np.asarray(np.sqrt(1.0 + 1.0 / s) * stdtrit(s - 1, upper))
         return np.asarray(ndtri(upper))
 
-    def draw(self, covariance: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Errors as the law would have them, (n, d), for covariances (n, d, d)."""
+    def draws(
+        self, covariance: np.ndarray, n_draws: int, generator: np.random.Generator
+    ) -> Iterator[np.ndarray]:
+        """Errors as the law would have them, (n, d) each, for covariances (n, d, d)."""
         n, d = covariance.shape[:2]
         dof = self._degrees_of_freedom(d)
-        matrix = covariance if dof is None else self._scale(covariance)
-        eigenvalues, axes = np.linalg.eigh(matrix)
-        normal = np.sqrt(np.maximum(eigenvalues, 0.0)) * generator.standard_normal((n, d))
-        error = np.einsum("nak,nk->na", axes, normal)
-        if dof is None:
-            return error
-        chi_squared = generator.chisquare(np.broadcast_to(dof, n))
-        return np.asarray(error * np.sqrt(dof / chi_squared)[:, None])
+        eigenvalues, axes = np.linalg.eigh(covariance if dof is None else self._scale(covariance))
+        deviations = np.sqrt(np.maximum(eigenvalues, 0.0))
+        for _ in range(n_draws):
+            normal = deviations * generator.standard_normal((n, d))
+            error = np.einsum("nak,nk->na", axes, normal)
+            if dof is not None:
+                chi_squared = generator.chisquare(np.broadcast_to(dof, n))
+                error *= np.sqrt(dof / chi_squared)[:, None]
+            yield error
 
     def take(self, items: np.ndarray | slice) -> PredictiveLaw:
         """The law of some of the items."""

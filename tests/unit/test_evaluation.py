@@ -44,6 +44,10 @@ def changed(comparison, **values):
     return Comparison(comparison.frames, results)
 
 
+def one_draw(law, covariance, generator):
+    return next(law.draws(covariance, 1, generator))
+
+
 # --- laws ---
 
 LAWS = {
@@ -61,7 +65,7 @@ def test_errors_drawn_from_a_law_follow_it(name, dimension, generator):
     law = LAWS[name]
     assert law.name == name
     covariance = covariances(N, generator)[:, :dimension, :dimension]
-    confidence = law.confidence(law.draw(covariance, generator), covariance)
+    confidence = law.confidence(one_draw(law, covariance, generator), covariance)
     for level in (0.1, 0.5, 0.9, 0.99):
         assert np.mean(confidence <= level) == pytest.approx(level, abs=TOLERANCE)
 
@@ -69,7 +73,7 @@ def test_errors_drawn_from_a_law_follow_it(name, dimension, generator):
 @pytest.mark.parametrize("law", [PredictiveLaw(), PredictiveLaw(dof=np.full(N, 7.0))])
 def test_intervals_of_components_have_their_coverage(law, generator):
     covariance = covariances(N, generator)
-    error = law.draw(covariance, generator)[:, 1]
+    error = one_draw(law, covariance, generator)[:, 1]
     half = law.interval_factor(0.9) * np.sqrt(covariance[:, 1, 1])
     assert np.mean(np.abs(error) <= half) == pytest.approx(0.9, abs=TOLERANCE)
 
@@ -302,6 +306,28 @@ def test_tables_divide_the_atoms():
         squares = [group.numbers["forces_rmse_meV_per_A"].value ** 2 for group in groups]
         rmse = test.numbers["forces_rmse_meV_per_A"].value
         assert np.average(squares, weights=weights) == pytest.approx(rmse**2)
+
+
+def test_an_evidential_model_is_judged_by_its_own_law(generator):
+    """Errors from a Student-t with the stated covariance: Gaussian regions would be wrong."""
+    comparison, dof = make_comparison(80), 3.0
+    frames, results = [], []
+    for frame, result in zip(comparison.frames, comparison.results, strict=True):
+        law = PredictiveLaw(dof=np.full(6, dof))
+        error = one_draw(law, result["forces_cov"], generator)
+        frames.append(dataclasses.replace(frame, forces=result["forces"] + error))
+        results.append({**result, "forces_dof": law.dof})
+    found = evaluate(Comparison(frames, results), bootstrap=quick()).to_json()
+    assert found["law_forces"] == "student_t"
+    assert found["law_energy"] == "gaussian"
+    floor = metrics.calibration_error_floor(480)
+    assert found["calibration_error_forces"] < 5 * floor
+    gaussian = evaluate(Comparison(frames, comparison.results), bootstrap=quick()).to_json()
+    assert gaussian["law_forces"] == "gaussian"
+    assert gaussian["calibration_error_forces"] > 10 * floor
+    assert found["forces_nll"] < gaussian["forces_nll"]
+    # A proper score: least for the law that the errors have.
+    assert found["energy_score_forces"] < gaussian["energy_score_forces"]
 
 
 # --- what cannot be had ---
