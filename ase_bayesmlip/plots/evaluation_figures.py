@@ -144,7 +144,10 @@ def _error_against_sigma(evaluation: Evaluation) -> Figure | None:
 
 
 def _legend_of_bands(ax: Axes) -> None:
-    legend = ax.legend(loc="lower right", title="expected", title_fontsize=8, handlelength=1.2)
+    legend = ax.legend(
+        loc="lower right", title="expected", title_fontsize=8, handlelength=1.2,
+        frameon=True, framealpha=0.7, edgecolor="none",
+    )  # fmt: skip
     for patch in legend.get_patches():
         patch.set_edgecolor(GREY)  # the lightest band is hardly seen on white
         patch.set_linewidth(0.5)
@@ -167,7 +170,10 @@ def _calibration(evaluation: Evaluation) -> Figure | None:
     panels = [w for w in ("energy", "forces") if w in test.curves or _in(evaluation.ood, w)]
     if not panels:
         return None
-    figure, axes = _axes(1, len(panels), 3.1, 3.6)
+    n_curves = sum(
+        part is not None for part in (test, evaluation.ood, before, evaluation.before_ood)
+    )
+    figure, axes = _axes(1, len(panels), 3.1, 3.3 + 0.18 * n_curves)  # legends stand below
     after = ", after" if before is not None else ""
     parts = [
         (evaluation.names["test"] + ", before", BLUE, "--", before),
