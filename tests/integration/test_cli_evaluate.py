@@ -52,7 +52,7 @@ def small(served):
 def written(tmp_path_factory):
     """Folder with everything that one run writes."""
     folder = tmp_path_factory.mktemp("evaluation")
-    arguments = ["--ood", HOT, "--before", MODEL, "--json", folder / "out.json"]
+    arguments = ["--ood", HOT, "--json", folder / "out.json"]
     arguments += ["--report", folder / "report.html", "--figures", folder / "figures"]
     assert run(*arguments) == 0
     return folder
@@ -74,9 +74,8 @@ def test_json_has_the_promised_numbers(content):
         "model": "ethanol_ensemble.pt",
         "test": "ethanol_test",
         "ood": "ethanol_ood_1200K",
-        "before": "ethanol_ensemble.pt",
+        "before": "before",
     }
-    assert content["before"]["forces_nll"] == pytest.approx(content["forces_nll"])
 
 
 def test_numbers_are_those_of_the_calculator(content):
@@ -160,8 +159,12 @@ def test_other_names_of_labels(tmp_path, capsys, small):
     assert run(test=path) == 2
     assert "--energy-key and --forces-key" in capsys.readouterr().err
     names = ["--energy-key", "dft_energy", "--forces-key", "dft_forces"]
+    names += ["--before", small, "--json", tmp_path / "out.json"]
     assert run(*names, model=small, test=path) == 0
-    assert "force RMSE" in capsys.readouterr().out
+    assert "renamed, before (n = 3)" in capsys.readouterr().out
+    content = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert content["names"]["before"] == Path(small).name
+    assert content["before"]["forces_nll"] == pytest.approx(content["forces_nll"])
 
 
 @pytest.mark.parametrize(
