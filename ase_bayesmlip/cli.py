@@ -1,4 +1,4 @@
-"""The command ``bayesmlip``: train, serve, compile, inspect, md, demo."""
+"""The command ``bayesmlip``: train, serve, compile, inspect, evaluate, md, demo."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from ase.io.formats import UnknownFileTypeError
 
 from ase_bayesmlip._version import __version__
+from ase_bayesmlip.evaluate_command import add_arguments as add_evaluate_arguments
+from ase_bayesmlip.evaluate_command import run_evaluate
 
 USER_ERRORS = (ValueError, ArithmeticError, OSError, ImportError)
 
@@ -42,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_compile(commands)
     _add_inspect(commands)
+    _add_evaluate(commands)
     _add_md(commands)
     _add_demo(commands)
     return parser
@@ -201,6 +204,19 @@ def _inspect(arguments: argparse.Namespace) -> None:
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"{name:>{width}}  {value}")
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = commands.add_parser("evaluate", help="errors and error bars on labelled frames")
+    add_evaluate_arguments(parser)
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    summary, notes = run_evaluate(arguments)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(summary)
 
 
 def _add_md(commands: Any) -> None:

@@ -76,9 +76,9 @@ def read_frames(
         if name.suffix == ".npz":
             frames += _read_npz(name, index, ENERGY_UNITS[npz_units])
             continue
-        for number, atoms in _read_ase(name, index):
+        for number, atoms in read_structures(name, index):
             if atoms.info.get("config_type") != "IsolatedAtom":
-                frames.append(_labelled(atoms, keys, f"{name}#{number}"))
+                frames.append(labelled_frame(atoms, keys, f"{name}#{number}"))
     if not frames:
         raise DataError(f"no labelled frames in {paths}")
     return frames
@@ -99,8 +99,15 @@ def split_slice(path: str) -> tuple[Path, slice]:
         raise DataError(f"{path}: '{text}' is no slice such as 0:450 or ::2") from error
 
 
-def _read_ase(path: Path, index: slice) -> list[tuple[int, Atoms]]:
-    """The chosen frames, each with its number in the file."""
+def read_structures(path: Path, index: slice) -> list[tuple[int, Atoms]]:
+    """The chosen frames of a file that ASE reads, each with its number in the file.
+
+    Raises
+    ------
+    FileNotFoundError
+    DataError
+        If ASE cannot read the file.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"no data file at {path}")
     try:
@@ -136,10 +143,11 @@ def _decompressed(path: Path) -> Iterator[Path]:
         yield plain
 
 
-def _labelled(atoms: Atoms, keys: KeysConfig, source: str) -> LabelledFrame:
+def labelled_frame(atoms: Atoms, keys: KeysConfig, source: str) -> LabelledFrame:
+    """A structure with all of its labels checked, or a `DataError` that names frame and key."""
     computed = atoms.calc.results if atoms.calc is not None else {}
-    energy = _number(_find(keys.energy, atoms.info, computed, source), keys.energy, source)
-    forces = _array(
+    energy = checked_number(_find(keys.energy, atoms.info, computed, source), keys.energy, source)
+    forces = checked_array(
         _find(keys.forces, atoms.arrays, computed, source), (len(atoms), 3), keys.forces, source
     )
     stress = atoms.info.get(keys.stress, computed.get(keys.stress))
@@ -165,7 +173,8 @@ def _find(key: str, own: Any, computed: Any, source: str) -> Any:
     )
 
 
-def _number(value: Any, key: str, source: str) -> float:
+def checked_number(value: Any, key: str, source: str) -> float:
+    """A label as a finite number, or a `DataError` that names frame and key."""
     try:
         number = float(value)
     except (TypeError, ValueError) as error:
@@ -175,7 +184,8 @@ def _number(value: Any, key: str, source: str) -> float:
     return number
 
 
-def _array(value: Any, shape: tuple[int, ...], key: str, source: str) -> np.ndarray:
+def checked_array(value: Any, shape: tuple[int, ...], key: str, source: str) -> np.ndarray:
+    """A label as finite numbers of that shape, or a `DataError` that names frame and key."""
     try:
         array = np.array(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -198,7 +208,7 @@ def _full_stress(value: Any, key: str, source: str) -> np.ndarray:
         flat = np.array([xx, xy, xz, xy, yy, yz, xz, yz, zz])
     if flat.size != 9:
         raise DataError(f"{source}: '{key}' has {flat.size} numbers; expected 9 or 6 (Voigt)")
-    return _array(flat.reshape(3, 3), (3, 3), key, source)
+    return checked_array(flat.reshape(3, 3), (3, 3), key, source)
 
 
 def _read_npz(path: Path, index: slice, unit: float) -> list[LabelledFrame]:
@@ -227,9 +237,9 @@ def _read_npz(path: Path, index: slice, unit: float) -> list[LabelledFrame]:
     frames = []
     for number in range(shape[0])[index]:
         source = f"{path}#{number}"
-        energy = _number(energies.reshape(-1)[number], names[2], source) * unit
-        force = _array(forces[number], shape[1:], names[3], source) * unit
-        atoms = Atoms(numbers, _array(positions[number], shape[1:], names[1], source))
+        energy = checked_number(energies.reshape(-1)[number], names[2], source) * unit
+        force = checked_array(forces[number], shape[1:], names[3], source) * unit
+        atoms = Atoms(numbers, checked_array(positions[number], shape[1:], names[1], source))
         frames.append(LabelledFrame(atoms, energy, force, None, source))
     return frames
 
@@ -285,14 +295,14 @@ def reference_energies(data: DataConfig, frames: Sequence[LabelledFrame]) -> dic
             raise DataError(f"data.reference_energies: {error}; use chemical symbols") from error
     else:
         energies = {}
-        for number, atoms in _read_ase(*split_slice(given)):
+        for number, atoms in read_structures(*split_slice(given)):
             source = f"{given}#{number}"
             if len(atoms) != 1:
                 continue  # a file may hold isolated atoms beside its frames
             computed = atoms.calc.results if atoms.calc is not None else {}
             key = data.keys.energy
             value = _find(key, atoms.info, computed, source)
-            energies[int(atoms.numbers[0])] = _number(value, key, source)
+            energies[int(atoms.numbers[0])] = checked_number(value, key, source)
     missing = [chemical_symbols[z] for z in elements if z not in energies]
     if missing:
         raise DataError(f"no reference energy for {', '.join(missing)}; add it, or use 'fit'")

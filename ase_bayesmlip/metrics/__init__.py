@@ -16,7 +16,7 @@ range. None returns NaN.
 
 from __future__ import annotations
 
-from ase_bayesmlip.metrics.bootstrap import bootstrap_interval
+from ase_bayesmlip.metrics.bootstrap import bootstrap_interval, bootstrap_interval_two_sets
 from ase_bayesmlip.metrics.calibration import (
     calibration_curve,
     calibration_error,
@@ -40,6 +40,7 @@ from ase_bayesmlip.metrics.ranking import (
     error_retention_area,
     error_retention_curve,
     fpr95,
+    roc_curve,
     spearman,
 )
 from ase_bayesmlip.metrics.scoring import (
@@ -58,6 +59,7 @@ __all__ = [
     "aupr",
     "auroc",
     "bootstrap_interval",
+    "bootstrap_interval_two_sets",
     "calibration_curve",
     "calibration_error",
     "calibration_error_floor",
@@ -78,6 +80,7 @@ __all__ = [
     "multivariate_gaussian_nll",
     "pit_gaussian",
     "rmse",
+    "roc_curve",
     "sharpness",
     "spearman",
     "student_t_law",

@@ -122,6 +122,30 @@ def auroc(scores_in: ArrayLike, scores_out: ArrayLike) -> float:
     return float(wins / (known.size * foreign.size))
 
 
+def roc_curve(scores_in: ArrayLike, scores_out: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """Rates of flagged frames as the threshold falls, with OOD as the positive class.
+
+    Parameters
+    ----------
+    scores_in, scores_out : array_like, (n_in,) and (n_out,)
+        A higher score says more OOD.
+
+    Returns
+    -------
+    false_positive, true_positive : ndarray, (m + 1,)
+        Fractions of the known and of the foreign frames that score the threshold or more, for no
+        threshold at all and then each of the m distinct scores, the highest first: from (0, 0) to
+        (1, 1). Tied scores make a slope, so that the area by the trapezoidal rule is `auroc`.
+    """
+    known, foreign = finite_1d("scores_in", scores_in), finite_1d("scores_out", scores_out)
+    thresholds = np.unique(np.concatenate([known, foreign]))[::-1]
+    false_positive, true_positive = (
+        1.0 - np.searchsorted(np.sort(scores), thresholds) / scores.size
+        for scores in (known, foreign)
+    )
+    return np.append(0.0, false_positive), np.append(0.0, true_positive)
+
+
 def aupr(scores_in: ArrayLike, scores_out: ArrayLike) -> float:
     """Area under the precision-recall curve with OOD as the positive class, by its steps,
 

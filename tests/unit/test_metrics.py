@@ -586,6 +586,21 @@ def test_no_order_is_better_than_that_of_the_errors(seed, n):
 # Bootstrap
 
 
+@pytest.mark.parametrize("scale", [1, 10])  # coarse scores are tied
+def test_roc_curve_has_the_area_of_auroc(scale):
+    generator = np.random.default_rng(4)
+    known = np.round(scale * generator.normal(size=40)) / scale
+    foreign = np.round(scale * (1 + generator.normal(size=30))) / scale
+    false_positive, true_positive = metrics.roc_curve(known, foreign)
+    assert (false_positive[0], true_positive[0]) == (0, 0)
+    assert (false_positive[-1], true_positive[-1]) == (1, 1)
+    area = np.sum(np.diff(false_positive) * 0.5 * (true_positive[1:] + true_positive[:-1]))
+    assert area == pytest.approx(metrics.auroc(known, foreign), abs=1e-12)
+    # One flagged frame at each threshold, by hand.
+    curve = metrics.roc_curve([1.0, 3.0], [2.0, 3.0])
+    np.testing.assert_array_equal(curve, [[0, 0.5, 0.5, 1], [0, 0.5, 1, 1]])
+
+
 def test_bootstrap_draws_whole_frames():
     frame_index = np.array([7, 3, 7, 9, 3, 7])
     seen = []
@@ -644,6 +659,41 @@ def test_bootstrap_interval_covers_when_atoms_are_correlated():
     narrow = 2 * norm.cdf(norm.ppf(0.95) / math.sqrt(1 + (n_atoms - 1) * rho)) - 1
     assert narrow == pytest.approx(0.58, abs=0.01)
     assert abs(by_atom / repeats - narrow) < 4 * math.sqrt(narrow * (1 - narrow) / repeats)
+
+
+def test_bootstrap_of_two_sets_resamples_each_by_itself():
+    generator = np.random.default_rng(8)
+    first, second = generator.normal(size=50), 2.0 + 3.0 * generator.normal(size=200)
+    sizes = []
+
+    def difference(a, b):
+        sizes.append((len(a), len(b), a.max() < 50, b.max() < 200))
+        return second[b].mean() - first[a].mean()
+
+    lower, upper = metrics.bootstrap_interval_two_sets(
+        difference, 50, 200, n_resamples=4000, generator=generator
+    )
+    assert set(sizes) == {(50, 200, True, True)}
+    # The standard error of a difference of means; 4000 resamples know a quantile to about 4 %.
+    error = np.sqrt(first.var() / 50 + second.var() / 200)
+    middle = second.mean() - first.mean()
+    assert (lower, upper) == pytest.approx((middle - 1.96 * error, middle + 1.96 * error), abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_first": 1}, "n_first must be an integer of 2 or more, not 1"),
+        ({"n_second": 0}, "n_second"),
+        ({"n_resamples": 10}, "n_resamples must be an integer of 40 or more"),
+        ({"level": 1.0}, "level must be between 0 and 1"),
+        ({"statistic": lambda a, b: np.nan}, "not finite"),
+    ],
+)
+def test_bootstrap_of_two_sets_refuses(changes, message):
+    arguments = {"statistic": lambda a, b: 1.0, "n_first": 3, "n_second": 3, **changes}
+    with pytest.raises(ValueError, match=message):
+        metrics.bootstrap_interval_two_sets(**arguments, generator=np.random.default_rng(0))
 
 
 def test_bootstrap_band_of_a_curve():

@@ -1,8 +1,6 @@
 """Figures of monitored simulations.
 
-Each panel is a function ``(ax, log) -> ax``; `monitored_md_figure` stacks them. Figures are made
-without pyplot, so that no global state and no backend is touched. Colours are those of Okabe and
-Ito, which remain distinct for colour-blind readers.
+Each panel is a function ``(ax, log) -> ax``; `monitored_md_figure` stacks them.
 """
 
 from __future__ import annotations
@@ -10,29 +8,17 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from ase_bayesmlip.plots.style import BLUE, GREEN, GREY, SHADE, STYLE, VERMILLION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Log = Mapping[str, np.ndarray]
 Region = tuple[float, float, str]
-
-BLUE, VERMILLION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#595959"
-SHADE = "#F0E4C0"
-
-STYLE: Any = {
-    "font.size": 9,
-    "axes.labelsize": 9,
-    "legend.fontsize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-}
 
 
 def read_log(path: str | Path) -> dict[str, np.ndarray]:

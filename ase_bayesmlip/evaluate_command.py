@@ -1,0 +1,295 @@
+"""The command ``bayesmlip evaluate``: from files to numbers, report and figures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ase_bayesmlip.config import KeysConfig
+    from ase_bayesmlip.evaluation import Comparison, Evaluation, EvaluationFrame
+
+FIGURE_ENDINGS = (".png", ".pdf")
+BATCH = 32
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the command."""
+    parser.add_argument("model", type=Path, help="served file")
+    parser.add_argument("test", help="labelled frames like those of the training, never used in it")
+    parser.add_argument("--ood", help="foreign frames; labels may be missing")
+    parser.add_argument(
+        "--before", type=Path, help="a file to compare with: the model before calibration"
+    )
+    parser.add_argument("--json", type=Path, help="write all numbers there")
+    parser.add_argument("--report", type=Path, help="write a self-contained HTML report there")
+    parser.add_argument("--figures", type=Path, help="folder for the figures as PNG and PDF")
+    parser.add_argument("--energy-key", help="label of energies (default: that of the training)")
+    parser.add_argument("--forces-key", help="label of forces (default: that of the training)")
+    parser.add_argument("--resamples", type=int, default=1000, help="for the bootstrap intervals")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", choices=["float32", "float64"])
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def run_evaluate(arguments: argparse.Namespace) -> tuple[str, list[str]]:
+    """Evaluate and write what was asked for; nothing is written before everything is computed.
+
+    Returns
+    -------
+    summary : str
+    notes : list of str
+        What could not be had, and why.
+
+    Raises
+    ------
+    FileNotFoundError, DataError, ValueError
+        For files that are missing or cannot be used; the message says which and how to repair it.
+    """
+    _check_targets(arguments)
+    evaluation = _evaluate(arguments)
+    written = write_evaluation(
+        evaluation, arguments.json, report=arguments.report, figures=arguments.figures
+    )
+    return _summary(evaluation, written), evaluation.notes
+
+
+def write_evaluation(
+    evaluation: Evaluation,
+    json_path: Path | None = None,
+    *,
+    report: Path | None = None,
+    figures: Path | None = None,
+) -> list[Path]:
+    """Write an evaluation, of any calculator, as numbers, as a report and as figures.
+
+    Parameters
+    ----------
+    evaluation : Evaluation
+    json_path, report : Path or None
+        Files for the numbers and for the report.
+    figures : Path or None
+        Folder for the figures as PNG and PDF; made if need be.
+
+    Returns
+    -------
+    list of Path
+        What was written, each file whole or not at all, after everything was drawn.
+    """
+    files: dict[Path, bytes] = {}
+    if json_path:
+        text = json.dumps(evaluation.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+        files[json_path] = (text + "\n").encode()
+    if report or figures:
+        from ase_bayesmlip.plots.evaluation_figures import evaluation_figures, render
+        from ase_bayesmlip.report import html_report
+
+        drawn = evaluation_figures(evaluation)
+        images = {name: render(figure, "png") for name, figure in drawn.items()}
+        if report:
+            files[report] = html_report(evaluation, images).encode()
+        if figures:
+            for name, figure in drawn.items():
+                files[figures / f"{name}.png"] = images[name]
+                files[figures / f"{name}.pdf"] = render(figure, "pdf")
+            figures.mkdir(parents=True, exist_ok=True)
+    for path, content in files.items():
+        write_whole(path, content)
+    return list(files)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that a reader finds the old content or the new one, never a part."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check_targets(arguments: argparse.Namespace) -> None:
+    """Refuse paths that could not be written, before minutes are spent on numbers for them."""
+    for option in ("json", "report"):
+        path = getattr(arguments, option)
+        if path is None:
+            continue
+        if path.is_dir():
+            raise ValueError(f"--{option} {path} is a folder; give the name of a file")
+        if not path.parent.is_dir():
+            raise ValueError(f"--{option} {path}: there is no folder {path.parent}; make it first")
+    if arguments.figures is not None and arguments.figures.is_file():
+        raise ValueError(f"--figures {arguments.figures} is a file; give the name of a folder")
+
+
+def _evaluate(arguments: argparse.Namespace) -> Evaluation:
+    from ase_bayesmlip.card import read_card
+    from ase_bayesmlip.config import KeysConfig
+    from ase_bayesmlip.evaluation import Bootstrap, evaluate
+    from ase_bayesmlip.evaluation import frames as reading
+
+    # All that a user may have got wrong is read before a model is loaded and run.
+    bootstrap = Bootstrap(arguments.resamples, seed=arguments.seed)
+    card = read_card(arguments.model)
+    if arguments.before:
+        read_card(arguments.before)
+    trained = card.config.get("data", {}).get("keys", {})
+    keys = KeysConfig(
+        energy=arguments.energy_key or trained.get("energy", KeysConfig.energy),
+        forces=arguments.forces_key or trained.get("forces", KeysConfig.forces),
+        stress=trained.get("stress", KeysConfig.stress),
+    )
+    notes: list[str] = []
+    test = _read(arguments.test, "test set", keys, card.atomic_numbers, notes)
+    reading.check_labels(test, arguments.test, keys)
+    checksums = {use: card.training.get(f"{use}_sha256") for use in ("train", "valid")}
+    checksums["calibration"] = card.calibration.get("sha256")
+    notes += [f"test set: {note}" for note in reading.seen_in_training(test, checksums)]
+    ood = None
+    if arguments.ood:
+        ood = _read(arguments.ood, "OOD set", keys, card.atomic_numbers, notes)
+    calculators, compared = _predict(arguments, test, ood)
+    return evaluate(
+        **compared,
+        names=_names(arguments),
+        model=_facts(calculators[0]),
+        notes=notes,
+        bootstrap=bootstrap,
+    )
+
+
+def _predict(
+    arguments: argparse.Namespace,
+    test: list[EvaluationFrame],
+    ood: list[EvaluationFrame] | None,
+) -> tuple[list[Any], dict[str, Any]]:
+    """The calculators, and what each says about each set under the names that `evaluate` takes."""
+    from ase_bayesmlip.calculator import BayesianCalculator
+
+    paths = [arguments.model, *([arguments.before] if arguments.before else [])]
+    calculators = [BayesianCalculator(path, arguments.device, arguments.dtype) for path in paths]
+    compared = {}
+    for calculator, names in zip(
+        calculators, (("test", "ood"), ("before", "before_ood")), strict=False
+    ):
+        for name, frames in zip(names, (test, ood), strict=True):
+            if frames is not None:
+                compared[name] = _compare(calculator, frames, not arguments.quiet)
+    return calculators, compared
+
+
+def _read(
+    path: str, what: str, keys: KeysConfig, atomic_numbers: list[int], notes: list[str]
+) -> list[EvaluationFrame]:
+    from ase_bayesmlip.evaluation import frames as reading
+
+    frames = reading.read_evaluation_frames(path, keys)
+    frames, left_out = reading.frames_of_known_elements(frames, atomic_numbers, path)
+    notes += [f"{what}: {note}" for note in [*left_out, *reading.label_notes(frames, keys)]]
+    return frames
+
+
+def _compare(calculator: Any, frames: list[EvaluationFrame], progress: bool) -> Comparison:
+    from tqdm import tqdm
+
+    from ase_bayesmlip.evaluation import Comparison
+
+    results = []
+    starts = range(0, len(frames), BATCH)
+    for start in tqdm(starts, desc="evaluating", unit="batch", disable=not progress, leave=False):
+        chunk = frames[start : start + BATCH]
+        try:
+            results += calculator.evaluate([frame.atoms for frame in chunk], BATCH)
+        except ValueError as error:
+            raise ValueError(f"frames {chunk[0].source} to {chunk[-1].source}: {error}") from error
+    card = calculator.card
+    is_spread = card.has_epistemic and card.n_draws == 0 and card.ddof == 1
+    return Comparison(frames, results, card.n_members if is_spread else None, card.n_draws)
+
+
+def _names(arguments: argparse.Namespace) -> dict[str, str]:
+    """File names without folders and endings: what tables and legends call them."""
+    names = {"model": arguments.model.name, "test": _short(arguments.test)}
+    if arguments.ood:
+        names["ood"] = _short(arguments.ood)
+    if arguments.before:
+        names["before"] = arguments.before.name
+    return names
+
+
+def _short(path: str) -> str:
+    from ase_bayesmlip.datasets import split_slice
+
+    name = split_slice(path)[0].name
+    for ending in (".xz", ".gz", ".bz2", ".extxyz", ".xyz", ".npz", ".db", ".traj"):
+        name = name.removesuffix(ending)
+    return name
+
+
+def _facts(calculator: Any) -> dict[str, Any]:
+    card = calculator.card
+    return {
+        "kind": card.kind,
+        "n_members": card.n_members,
+        "n_draws": card.n_draws,
+        "dtype": calculator.model.dtype,
+        "backend": calculator.model.backend,
+        "epistemic": card.has_epistemic,
+        "aleatoric_energy": card.has_aleatoric_energy,
+        "aleatoric_forces": card.has_aleatoric_forces,
+        "calibration_frames": card.calibration.get("n_frames", 0),
+        "created": card.created,
+    }
+
+
+def _summary(evaluation: Evaluation, written: list[Path]) -> str:
+    """A table for the terminal: the numbers that matter most, then the files."""
+    from ase_bayesmlip.report import number_with_interval
+
+    shown = {
+        "energy_rmse_meV_per_atom": "energy RMSE, meV/atom",
+        "energy_sigma_meV_per_atom": "energy error bar, meV/atom",
+        "coverage_90_energy": "coverage of 90 %, energy",
+        "forces_rmse_meV_per_A": "force RMSE, meV/Å",
+        "forces_sigma_meV_per_A": "force error bar, meV/Å",
+        "forces_nll": "force NLL, nats per atom",
+        "calibration_error_forces": "calibration error, forces",
+        "coverage_90_forces": "coverage of 90 %, forces",
+        "spearman_forces": "Spearman, forces",
+    }
+    sets = [(evaluation.names["test"], evaluation.test)]
+    if evaluation.ood is not None:
+        sets.append((evaluation.names["ood"], evaluation.ood))
+    if evaluation.before is not None:
+        sets.append((f"{evaluation.names['test']}, before", evaluation.before))
+    titles = [f"{name} (n = {part.n_frames})" for name, part in sets]
+    width = max(26, *(len(title) + 2 for title in titles))
+    lines = [f"{'':28}" + "".join(f"{title:>{width}}" for title in titles)]
+    for key, words in shown.items():
+        cells = [
+            number_with_interval(part.numbers[key]) if key in part.numbers else "–"
+            for _, part in sets
+        ]
+        if any(cell != "–" for cell in cells):
+            lines.append(f"{words:28}" + "".join(f"{cell:>{width}}" for cell in cells))
+    if evaluation.detections:
+        first = evaluation.detections[0]
+        numbers = {key: number_with_interval(value) for key, value in first.numbers.items()}
+        lines.append(
+            f"foreign against known frames by {first.score}: AUROC {numbers['auroc_ood']}, "
+            f"AUPR {numbers['aupr_ood']}, FPR95 {numbers['fpr95_ood']}"
+        )
+    lines.append(f"in brackets: {100 * evaluation.bootstrap.level:g} % intervals, by frame")
+    places = dict.fromkeys(
+        f"{path.parent}/*{path.suffix}" if path.suffix in FIGURE_ENDINGS else str(path)
+        for path in written
+    )
+    return "\n".join([*lines, *(f"wrote {place}" for place in places)])

@@ -1,0 +1,38 @@
+"""Measure a model: errors, error bars and OOD detection, each number with an interval.
+
+`evaluate` takes `Comparison` objects, which hold labelled frames and results of any origin: those
+of `BayesianCalculator.evaluate`, or of a committee of ASE calculators by `evaluate_committee`.
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from ase_bayesmlip.evaluation.bootstrap import Bootstrap, Estimate
+from ase_bayesmlip.evaluation.comparison import (
+    Comparison,
+    Errors,
+    committee_results,
+    energy_errors,
+    evaluate_committee,
+    force_errors,
+)
+from ase_bayesmlip.evaluation.evaluate import Evaluation, SetEvaluation, evaluate
+from ase_bayesmlip.evaluation.frames import EvaluationFrame, read_evaluation_frames
+from ase_bayesmlip.evaluation.laws import PredictiveLaw
+
+__all__ = [
+    "Bootstrap",
+    "Comparison",
+    "Errors",
+    "Estimate",
+    "Evaluation",
+    "EvaluationFrame",
+    "PredictiveLaw",
+    "SetEvaluation",
+    "committee_results",
+    "energy_errors",
+    "evaluate",
+    "evaluate_committee",
+    "force_errors",
+    "read_evaluation_frames",
+]
