@@ -33,13 +33,13 @@ from ase_bayesmlip.training.outputs import evaluate
 DATASETS = {
     "water": ("water_deepmd/test_A.extxyz.xz", None, "water_deepmd/calib.extxyz.xz@20:80"),
     "aspirin": (
-        "rmd17/aspirin_test_A.extxyz.xz@0:200",
-        "rmd17/salicylic_test_A.extxyz.xz@0:200",
+        "rmd17/aspirin_test_A.extxyz.xz@0:100",
+        "rmd17/salicylic_test_A.extxyz.xz@0:100",
         "rmd17/aspirin_calib.extxyz.xz@0:100",
     ),
     "uracil": (
-        "rmd17/uracil_test_A.extxyz.xz@0:200",
-        "rmd17/malonaldehyde_test_A.extxyz.xz@0:200",
+        "rmd17/uracil_test_A.extxyz.xz@0:100",
+        "rmd17/malonaldehyde_test_A.extxyz.xz@0:100",
         "rmd17/uracil_calib.extxyz.xz@0:100",
     ),
     "zeolite": (
@@ -98,10 +98,13 @@ def _deviation(covariance: np.ndarray) -> np.ndarray:
 
 
 def say(
-    calculator: BayesianCalculator, frames: list[LabelledFrame], how: str, factor: float
+    results: list[dict[str, Any]],
+    frames: list[LabelledFrame],
+    how: str,
+    n_members: int = 1,
+    factor: float = 1.0,
 ) -> Said:
-    """What a served file says; `how` as in `ROWS`."""
-    results = calculator.evaluate([frame.atoms for frame in frames], batch_size=8)
+    """What the results of a served file say; `how` as in `ROWS`."""
 
     def joined(name: str) -> np.ndarray:
         return np.concatenate([result[name] for result in results])
@@ -117,7 +120,7 @@ def say(
     else:
         spread = factor * epistemic
         # The energy score of a Cauchy-like law does not exist: that of the Gaussian stands in.
-        law = StudentLaw.of_members(spread, calculator.card.n_members)
+        law = StudentLaw.of_members(spread, n_members)
         total, draws = spread, GaussianLaw(spread)
     scores = _deviation(epistemic), _deviation(total)
     return Said(error, law, *scores, _frames(frames), law if draws is None else draws)
@@ -196,6 +199,28 @@ def served(state: Any, path: Path) -> BayesianCalculator:
     return BayesianCalculator(path)
 
 
+def answer(
+    calculator: BayesianCalculator, frames: list[LabelledFrame] | None
+) -> list[dict[str, Any]]:
+    """Results of the frames; nothing for none."""
+    atoms = [] if frames is None else [frame.atoms for frame in frames]
+    return calculator.evaluate(atoms, batch_size=8)
+
+
+def rotation_error(calculator: BayesianCalculator, frames: list[LabelledFrame]) -> float:
+    """Mean over atoms of |Σ(QR) - QΣ(R)Qᵀ|/|Σ(R)|: what is not equivariant of the covariance."""
+    generator, errors = np.random.default_rng(0), []
+    for frame in frames[:5]:
+        q = np.linalg.qr(generator.normal(size=(3, 3)))[0]
+        turned = frame.atoms.copy()
+        turned.set_cell(frame.atoms.cell.array @ q.T)
+        turned.positions = frame.atoms.positions @ q.T
+        before, after = (r["forces_cov"] for r in calculator.evaluate([frame.atoms, turned]))
+        difference = np.linalg.norm(after - q @ before @ q.T, axis=(1, 2))
+        errors.append(difference / np.linalg.norm(before, axis=(1, 2)))
+    return float(np.concatenate(errors).mean())
+
+
 def evaluate_dataset(
     dataset: str, folder: Path, data: Path, fractions: dict[int, str]
 ) -> dict[str, Any]:
@@ -204,7 +229,7 @@ def evaluate_dataset(
         None if path is None else read_frames(str(data / path)) for path in DATASETS[dataset]
     )
     assert test is not None
-    rows = {}
+    rows, answers = {}, {}
     with TemporaryDirectory() as name:
         for row, (_, run, how) in ROWS.items():
             path = folder / f"{dataset}_{run}"
@@ -213,18 +238,24 @@ def evaluate_dataset(
             except (FileNotFoundError, ValueError) as error:
                 print(f"left out: {error}")
                 continue
+            if run not in answers:
+                calculator = served(state, Path(name) / f"{run}.pt")
+                wanted = (test, foreign, calibration if run == "ensemble" else None)
+                said = [answer(calculator, frames) for frames in wanted]
+                answers[run] = calculator.card.n_members, said, rotation_error(calculator, test)
+            n_members, (on_test, on_foreign, on_calibration), turned = answers[run]
             if how == "components":
                 sets = [None if f is None else say_eip(path, f) for f in (test, foreign)]
             else:
-                calculator = served(state, Path(name) / f"{row}.pt")
                 factor = 1.0
                 if how == "scaled":
-                    known = say(calculator, calibration, "raw", 1.0)
+                    known = say(on_calibration, calibration, "raw", n_members)
                     factor = known.law.most_likely_factor(known.error)
                 sets = [
-                    None if f is None else say(calculator, f, how, factor) for f in (test, foreign)
+                    None if f is None else say(results, f, how, n_members, factor)
+                    for results, f in ((on_test, test), (on_foreign, foreign))
                 ]
-            rows[row] = summary(sets[0], sets[1])
+            rows[row] = summary(sets[0], sets[1]) | {"rotation_error": turned}
             if how == "scaled":
                 rows[row]["factor"] = factor
     found: dict[str, Any] = {"rows": rows}
@@ -250,7 +281,7 @@ def data_efficiency(
                 else:
                     state = POSTERIORS["evidential"].load(path)
                     calculator = served(state, Path(name) / f"{prefix}_{variant}.pt")
-                    said = say(calculator, test, "law", 1.0)
+                    said = say(answer(calculator, test), test, "law")
                 found.append(
                     {
                         "n_train": n_frames,
@@ -271,6 +302,7 @@ COLUMNS = {
     "spearman_total": ("Spearman, total", ".2f"),
     "spearman_reference": ("its reference", ".2f"),
     "auroc": ("AUROC", ".3f"),
+    "rotation_error": ("change by rotation", ".1%"),
     "foreign_coverage_90": ("coverage of 90 %, foreign", ".2f"),
 }
 
