@@ -1,4 +1,4 @@
-"""The command ``bayesmlip``: train, serve, compile, inspect, md, demo."""
+"""The command ``bayesmlip``: train, serve, compile, calibrate, inspect, md, demo."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_serve(commands)
     _add_compile(commands)
+    _add_calibrate(commands)
     _add_inspect(commands)
     _add_md(commands)
     _add_demo(commands)
@@ -110,6 +111,7 @@ def _serve(arguments: argparse.Namespace) -> None:
 
     from ase_bayesmlip.datasets import read_frames, sha256
     from ase_bayesmlip.posteriors import POSTERIORS
+    from ase_bayesmlip.recalibration import score_frames
     from ase_bayesmlip.serving.export import export_members
 
     path = arguments.folder / "config.yaml"
@@ -128,7 +130,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{paths} are the training or validation frames; give unseen ones")
     card = export_members(members, state.config, state.record, arguments.output, arguments.seed)
     if frames and card.has_epistemic:
-        _calibrate(arguments.output, frames)
+        score_frames(arguments.output, frames)
     elif not frames:
         print("no calibration frames: a monitor will need a threshold in eV/Å", file=sys.stderr)
     print(f"wrote {arguments.output}; look at it with: bayesmlip inspect {arguments.output}")
@@ -165,21 +167,36 @@ def _compile_file(path: Path, device: str, dtype: str | None) -> None:
     )
 
 
-def _calibrate(path: Path, labelled: list[Any]) -> None:
-    """Score the calibration frames and keep the scores in the card."""
-    from ase_bayesmlip.calculator import BayesianCalculator
-    from ase_bayesmlip.datasets import sha256
-    from ase_bayesmlip.md.scores import calibration_scores
-    from ase_bayesmlip.serving.archive import replace_card
+def _add_calibrate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "calibrate", help="make the error bars of a served file as large as errors are"
+    )
+    parser.add_argument("model", type=Path, help="served file")
+    parser.add_argument("frames", nargs="+", help="labelled frames that trained nothing")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="may be the same file")
+    parser.add_argument(
+        "--method",
+        choices=["global", "split", "per-element", "per-element-split", "none"],
+        default="global",
+        help="variance factors: one, one for epistemic and aleatoric, one for each element, both, "
+        "or none; levels of confidence (isotonic, conformal) are kept in any case",
+    )
+    parser.set_defaults(run=_calibrate)
 
-    calculator = BayesianCalculator(path)
-    atoms = [frame.atoms for frame in labelled]
-    record = {
-        "n_frames": len(labelled),
-        "sha256": sha256(labelled),
-        "scores": calibration_scores(calculator.evaluate(atoms), atoms),
-    }
-    replace_card(path, dataclasses.replace(calculator.card, calibration=record))
+
+def _calibrate(arguments: argparse.Namespace) -> None:
+    from ase_bayesmlip.card import read_card
+    from ase_bayesmlip.config import KeysConfig
+    from ase_bayesmlip.datasets import read_frames
+    from ase_bayesmlip.recalibration import calibrate_file, describe_calibration
+
+    # Labels have the names that they had in training.
+    data = read_card(arguments.model).config.get("data", {})
+    keys = KeysConfig(**data.get("keys", {}))
+    frames = read_frames(arguments.frames, keys, data.get("units", "kcal/mol"))
+    card = calibrate_file(arguments.model, frames, arguments.output, arguments.method)
+    print(describe_calibration(card))
+    print(f"wrote {arguments.output}")
 
 
 def _add_inspect(commands: Any) -> None:

@@ -23,7 +23,7 @@ LAYERS = [
     {"native", "neighbors", "statistics", "linear_gaussian", "metrics", "nn", "structure_checks"},
     {"datasets", "training", "calibration"},
     {"posteriors", "serving"},
-    {"calculator", "md", "active"},
+    {"calculator", "md", "active", "recalibration"},
     {"cli", "plots", "report", "demo"},
 ]
 FREE = {"__init__", "testing"}
@@ -36,6 +36,7 @@ FORBIDDEN = {
     "inspection": ["torch"],
     "strict": ["torch"],
     "metrics": ["torch"],
+    "calibration": ["torch"],
     "md": ["torch", "ase_bayesmlip.nn", "ase_bayesmlip.training", "ase_bayesmlip.posteriors"],
     "posteriors": ["ase_bayesmlip.serving"],
     "serving": ["ase_bayesmlip.posteriors", "ase_bayesmlip.training"],
