@@ -115,7 +115,7 @@ def isotonic_at(levels: Sequence[float], values: Sequence[float | None], level: 
             f"the recalibrated distribution is known {reach}, and the level {level:.4g} was asked "
             "for; calibrate with more frames"
         )
-    return float(np.interp(level, *zip(*known, strict=True)))
+    return float(np.interp(level, *np.array(known).T))
 
 
 def check_coverage(coverage: float) -> None:

@@ -48,8 +48,13 @@ class Errors:
 
     def chosen(self, mask: NDArray[np.bool_]) -> Errors:
         """The items of a mask, (n,)."""
-        fields = (getattr(self, field.name) for field in dataclasses.fields(self))
-        return Errors(*(None if value is None else value[mask] for value in fields))
+        parts = (self.epistemic, self.aleatoric)
+        return Errors(
+            self.error[mask],
+            *(None if part is None else part[mask] for part in parts),
+            frame=self.frame[mask],
+            atomic_numbers=self.atomic_numbers[mask],
+        )
 
     def scaled(self, epistemic: FloatArray, aleatoric: FloatArray) -> Errors:
         """With each item's covariances multiplied by its factors, (n,)."""
@@ -181,7 +186,7 @@ def _errors(
     trace = np.trace(total, axis1=1, axis2=2)
     finite = np.isfinite(error).all(axis=1) & np.isfinite(total).all(axis=(1, 2))
     # Written so that NaN is bad.
-    bad = ~(finite & (trace > 0))
+    bad = np.atleast_1d(~(finite & (trace > 0)))
     if bad.any():
         first = int(bad.argmax())
         what = "zero variance" if finite[first] else "numbers that are not finite"

@@ -90,7 +90,8 @@ def _gaussian_confidence(value: FloatArray, name: str) -> FloatArray:
 def _isotonic_confidence(value: FloatArray, quantiles: list[Any], name: str) -> FloatArray:
     """Probability of the smallest central region that holds the label."""
     known = [(v, p) for p, v in zip(LEVELS, quantiles, strict=True) if v is not None]
-    u = np.interp(value, *zip(*known, strict=True), left=0.0, right=1.0)
+    values, levels = np.array(known).T
+    u = np.asarray(np.interp(value, values, levels, left=0.0, right=1.0))
     return np.abs(2.0 * u - 1.0) if name == "energy" else u
 
 

@@ -203,7 +203,7 @@ class Factors:
 
     def __mul__(self, other: Factors) -> Factors:
         """One after the other."""
-        product = {}
+        product: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             one, two = getattr(self, field.name), getattr(other, field.name)
             if isinstance(one, dict):

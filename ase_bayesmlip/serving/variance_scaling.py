@@ -88,7 +88,7 @@ def times(variance: Tensor | None, factor: Tensor) -> Tensor | None:
 
 
 def about_mean(samples: Tensor | None, mean: Tensor, factor: Tensor) -> Tensor | None:
-    """Samples whose variance about the mean is multiplied; the same to the bit for a factor of 1."""
+    """Samples with a multiplied variance about the mean; by 1, the same to the bit."""
     if samples is None:
         return None
     return (samples + (torch.sqrt(factor) - 1.0) * (samples - mean)).to(samples.dtype)
