@@ -48,12 +48,12 @@ class Errors:
 
     def chosen(self, mask: NDArray[np.bool_]) -> Errors:
         """The items of a mask, (n,)."""
-        parts = (self.epistemic, self.aleatoric)
         return Errors(
             self.error[mask],
-            *(None if part is None else part[mask] for part in parts),
-            frame=self.frame[mask],
-            atomic_numbers=self.atomic_numbers[mask],
+            None if self.epistemic is None else self.epistemic[mask],
+            None if self.aleatoric is None else self.aleatoric[mask],
+            self.frame[mask],
+            self.atomic_numbers[mask],
         )
 
     def scaled(self, epistemic: FloatArray, aleatoric: FloatArray) -> Errors:
@@ -184,14 +184,14 @@ def _errors(
     found = Errors(error, parts[0], parts[1], frame, numbers)
     total = found.total
     trace = np.trace(total, axis1=1, axis2=2)
-    finite = np.isfinite(error).all(axis=1) & np.isfinite(total).all(axis=(1, 2))
+    finite = np.isfinite(error.sum(axis=1) + total.sum(axis=(1, 2)))
     # Written so that NaN is bad.
-    bad = np.atleast_1d(~(finite & (trace > 0)))
-    if bad.any():
-        first = int(bad.argmax())
+    bad = np.flatnonzero(~(finite & (trace > 0)))
+    if len(bad):
+        first = int(bad[0])
         what = "zero variance" if finite[first] else "numbers that are not finite"
         raise ValueError(
-            f"{name}: {np.count_nonzero(bad)} of {len(bad)} items have {what}; the first is in "
+            f"{name}: {len(bad)} of {len(error)} items have {what}; the first is in "
             f"{frames[int(frame[first])].source}. Leave that frame out"
         )
     return found

@@ -27,8 +27,8 @@ from ase_bayesmlip.md.threshold import false_alarm_threshold
 
 __all__ = [
     "SCORES",
-    "Call",
     "CalibrationAlarm",
+    "Call",
     "Event",
     "History",
     "LogCSV",

@@ -26,7 +26,11 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtri
 
-from ase_bayesmlip.md.correlation import autocorrelation_time, independent_stride
+from ase_bayesmlip.md.correlation import (
+    autocorrelation_time,
+    independent_stride,
+    relative_error,
+)
 from ase_bayesmlip.md.cusum import LONGEST_RUN, limit_of, mean_run_length
 from ase_bayesmlip.md.events import UncertaintyWarning
 
@@ -108,7 +112,7 @@ class CalibrationAlarm:
         self.actions = None if actions is None else tuple(actions)
         self._given_stride = stride
         self._seed = seed
-        # What is out of reach is refused before anything runs. A measured stride is below 2 warm-ups.
+        # Refused before anything runs. A stride that is measured is below two warm-ups.
         if stride is not None:
             self._limit_for(stride)
         elif not _WARM_UPS * warm_up <= frames_between_false_alarms <= LONGEST_RUN:
@@ -220,4 +224,6 @@ class CalibrationAlarm:
                 UncertaintyWarning,
                 stacklevel=2,
             )
-        return independent_stride(found)
+        # Two standard errors on the safe side: a stride too short costs false alarms.
+        safe = found * (1.0 + 2.0 * relative_error(found, self.warm_up))
+        return independent_stride(safe)

@@ -21,8 +21,7 @@ def autocorrelation_time(values: ArrayLike) -> float:
 
     (Sokal, Monte Carlo Methods in Statistical Mechanics, 1997). A mean over n frames is as good as
     one over n/τ independent ones; τ is 1 for independent frames and (1 + φ)/(1 - φ) for an AR(1)
-    process. The relative standard error is about √(20 τ/n): below n = 50 τ the value is a guess,
-    and as a rule too small.
+    process. Below n = 50 τ (see `relative_error`) it is a guess, and as a rule too small.
 
     Parameters
     ----------
@@ -48,6 +47,11 @@ def autocorrelation_time(values: ArrayLike) -> float:
     tau = 2.0 * np.cumsum(covariance / covariance[0]) - 1.0
     inside = np.flatnonzero(np.arange(len(x)) >= _WINDOW * tau)
     return max(1.0, float(tau[inside[0] if len(inside) else -1]))
+
+
+def relative_error(time: float, n: int) -> float:
+    """Relative standard error √(2 (2M + 1)/n) of an autocorrelation time from n frames, M = 5 τ."""
+    return math.sqrt(2.0 * (2.0 * _WINDOW * time + 1.0) / n)
 
 
 def independent_stride(time: float) -> int:

@@ -13,6 +13,7 @@ allowance is k = μ/2, of the likelihood ratio (Lorden, doi:10.1214/aoms/1177693
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -47,6 +48,7 @@ def mean_run_length(limit: float, allowance: float, shift: float = 0.0) -> float
     return float(np.linalg.solve(np.eye(len(start)) - kernel, np.ones(len(start)))[0])
 
 
+@functools.lru_cache
 def limit_of(run_length: float, allowance: float) -> float:
     """The limit h for which steps between false alarms are `run_length` on average.
 

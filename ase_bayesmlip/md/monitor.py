@@ -180,10 +180,11 @@ class UncertaintyMonitor:
                 self._trigger.reset()
                 self._fire("unphysical", frame.unphysical, frame, self.on_unphysical)
             else:
-                if self._trigger.update(frame.flagged):
-                    self._fire_uncertain(frame)
+                # First, because an uncertain event may rewind the atoms.
                 if self.alarm is not None and self.alarm.update(frame.score.value):
                     self._fire("expired", self.alarm.describe(), frame, self.on_expired)
+                if self._trigger.update(frame.flagged):
+                    self._fire_uncertain(frame)
         finally:
             for logger in self._loggers:
                 logger.on_frame(self)

@@ -122,8 +122,9 @@ def find_scores(
     card = getattr(calculator, "card", None)
     if card is None:
         raise ValueError(
-            "a false-alarm rate or an alarm needs calibration scores, and the atoms have no calculator with a "
-            "model card; set atoms.calc first, or give calibration_scores or threshold"
+            "a false-alarm rate or an alarm needs calibration scores, and the atoms have no "
+            "calculator with a model card; set atoms.calc first, or give calibration_scores or "
+            "threshold"
         )
     known = card.calibration.get("scores", {})
     if score_name not in known:
