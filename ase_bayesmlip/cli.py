@@ -243,6 +243,11 @@ def _add_md(commands: Any) -> None:
     parser.add_argument("--patience", type=int, default=1, help="flags in a row before acting")
     parser.add_argument("--cooldown", type=int, default=0, help="quiet frames after acting")
     parser.add_argument("--budget", type=int, help="most events acted upon")
+    parser.add_argument(
+        "--frames-between-false-alarms",
+        type=float,
+        help="warn when scores leave the calibration; how often that may be wrong (e.g. 1e5)",
+    )
     parser.add_argument("--interval", type=int, default=1, help="observe every so many steps")
     parser.add_argument("--action", choices=["continue", "stop", "rewind"], default="continue")
     parser.add_argument("--reference", help="gfn2, gfn1, emt or lj: recalculates flagged frames")

@@ -37,7 +37,7 @@ from ase_bayesmlip.md.events import UncertaintyWarning
 # An autocorrelation time is known well enough from as many times its length.
 _RELIABLE = 50.0
 
-_LARGEST_SHIFT = 4.0
+_SHIFTS = (0.2, 4.0)
 
 # Least run length in units of the warm-up: it leaves some independent frames, however few.
 _WARM_UPS = 10
@@ -59,7 +59,7 @@ class CalibrationAlarm:
         Observed frames until a false alarm, on average, while scores are like the calibration
         scores. The true mean is that if frames a stride apart are independent.
     shift : float
-        The shift that is found fastest, in standard deviations of the normal scores; at most 4.
+        The shift that is found fastest, in standard deviations of the normal scores; 0.2 to 4.
     stride : int or None
         Observed frames from one that counts to the next. None measures the autocorrelation time
         of the scores on the first `warm_up` frames, which are judged when it is known.
@@ -97,8 +97,8 @@ class CalibrationAlarm:
         actions: Sequence[Callable[[Any, Any], None]] | None = None,
         seed: int = 0,
     ) -> None:
-        if not 0.0 < shift <= _LARGEST_SHIFT:
-            raise ValueError(f"shift must be above 0 and at most {_LARGEST_SHIFT}, not {shift}")
+        if not _SHIFTS[0] <= shift <= _SHIFTS[1]:
+            raise ValueError(f"shift must lie between {_SHIFTS[0]} and {_SHIFTS[1]}, not {shift}")
         if stride is not None and stride < 1:
             raise ValueError(f"stride must be 1 or more, not {stride}")
         if stride is None and warm_up < 100:
