@@ -146,18 +146,20 @@ def calibrate(observed: Observations, elements: Sequence[int], method: str) -> C
 def _check(observed: Observations, elements: Sequence[int], method: str) -> None:
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; choose {', '.join(METHODS)}")
-    needed = MIN_FRAMES if method in _UNDIVIDED else 2 * MIN_FRAMES
+    divided = method not in _UNDIVIDED
+    needed = 2 * MIN_FRAMES if divided else MIN_FRAMES
     if observed.n_frames < needed:
-        divided = "" if method in _UNDIVIDED else ", half for factors and half for levels"
+        halves = ", half for factors and half for levels" if divided else ""
         raise ValueError(
             f"{observed.n_frames} calibration frame(s) are too few for method {method!r}, which "
-            f"needs {needed}{divided}; a few hundred are better"
+            f"needs {needed}{halves}; a few hundred are better"
         )
-    if observed.n_frames < _FEW_FRAMES:
+    n = observed.n_frames // 2 if divided else observed.n_frames
+    if n < _FEW_FRAMES:
         warnings.warn(
-            f"with {observed.n_frames} calibration frames the factor of the energy variance is "
-            f"known to {math.sqrt(2 / observed.n_frames):.0%} at best, and no region of more than "
-            f"{observed.n_frames / (observed.n_frames + 1):.1%} coverage can be guaranteed",
+            f"with {n} calibration frames the factor of the energy variance is known to "
+            f"{math.sqrt(2 / n):.0%} at best, and no region of more than {n / (n + 1):.1%} coverage "
+            "can be guaranteed",
             stacklevel=3,
         )
     missing = [chemical_symbols[z] for z in elements if z not in observed.n_atoms]
