@@ -158,8 +158,8 @@ def _check(observed: Observations, elements: Sequence[int], method: str) -> None
     if n < _FEW_FRAMES:
         warnings.warn(
             f"with {n} calibration frames the factor of the energy variance is known to "
-            f"{math.sqrt(2 / n):.0%} at best, and no region of more than {n / (n + 1):.1%} coverage "
-            "can be guaranteed",
+            f"{math.sqrt(2 / n):.0%} at best, and no region of more than {n / (n + 1):.1%} "
+            "coverage can be guaranteed",
             stacklevel=3,
         )
     missing = [chemical_symbols[z] for z in elements if z not in observed.n_atoms]
