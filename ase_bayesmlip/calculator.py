@@ -25,12 +25,14 @@ from ase_bayesmlip.structure_checks import check_distances, check_structure
 
 MEAN = ["energy", "free_energy", "energies", "forces", "stress"]
 SPLIT = ["energy_var", "energies_var", "forces_cov"]
+ENERGY_SPREAD = ["energy_uncertainty", "energy_shares"]
 FORCE_SPREAD = ["forces_var", "forces_uncertainty", "forces_std"]
 STRESS_SPREAD = ["stress_var", "stress_cov"]
 ENSEMBLE = ["energy_ensemble", "forces_ensemble", "stress_ensemble"]
 
-# What takes derivatives of its own where a posterior has draws, see `ModelCard.n_draws`.
+# What takes work that a step may leave out, see `ModelCard.lazy`.
 EXTRA = {"forces_cov", "forces_cov_epistemic", *FORCE_SPREAD, *STRESS_SPREAD, *ENSEMBLE}
+MATRICES = EXTRA | {"forces_cov_aleatoric"}
 
 # What the model sees of a structure: no other change needs a new evaluation.
 SEEN = ["positions", "numbers", "cell", "pbc"]
@@ -55,9 +57,11 @@ class BayesianCalculator(Calculator):
     return_members : bool
         Whether `results` holds ``energy_ensemble``, ``forces_ensemble`` and ``stress_ensemble``.
     lazy : bool
-        Leave out of `results` what costs derivatives of its own until it is asked for by name: the
-        covariances of forces and stress of a last-layer Laplace posterior, but not its variances
-        of energies. Other posteriors, and compiled programs, compute everything at once.
+        Leave out of `results` what takes work of its own until it is asked for by name: the
+        covariances of forces and stress of a last-layer Laplace posterior, the matrices of an
+        evidential one. Variances of energies, and of an evidential posterior
+        ``forces_std_epistemic``, stay. Other posteriors, and compiled programs, compute everything
+        at once.
 
     Attributes
     ----------
@@ -132,8 +136,8 @@ class BayesianCalculator(Calculator):
         self.results = {}  # a structure that is refused must not keep the numbers of the last one
         graph = self._checked_graph(self.atoms, self._neighbors)
         stress = has_lattice(self.atoms)
-        costs = self.card.n_draws > 0 and self.model.backend == "torchscript"
-        left_out = self.lazy and costs and EXTRA.isdisjoint(properties)
+        costs = self.card.lazy and self.model.backend == "torchscript"
+        left_out = self.lazy and costs and MATRICES.isdisjoint(properties)
         prediction = self.model.predict(
             [graph],
             stress=stress,
@@ -267,17 +271,26 @@ class BayesianCalculator(Calculator):
 
 def _implemented(card: ModelCard, return_members: bool) -> list[str]:
     names = list(MEAN)
+    # The law of an evidential network says nothing of stress, and without a law of energies what
+    # is missing leaves their sum unknown.
+    has_epistemic_energy = card.has_epistemic and (not card.evidential or card.has_aleatoric_energy)
     for name in SPLIT:
-        has_noise = card.has_aleatoric_forces if name == "forces_cov" else card.has_aleatoric_energy
-        parts = [("epistemic", card.has_epistemic), ("aleatoric", has_noise)]
+        noise, epistemic = card.has_aleatoric_energy, has_epistemic_energy
+        if name == "forces_cov":
+            noise, epistemic = card.has_aleatoric_forces, card.has_epistemic
+        parts = [("epistemic", epistemic), ("aleatoric", noise)]
         known = [f"{name}_{kind}" for kind, available in parts if available]
         names += [name, *known] if known else []
     if "energy_var" in names:
-        names.append("energy_uncertainty")
+        names += ENERGY_SPREAD
     if "forces_cov" in names:
         names += FORCE_SPREAD
-    if card.has_epistemic:
+    if "forces_cov_epistemic" in names:
+        names.append("forces_std_epistemic")
+    if card.has_epistemic and not card.evidential:
         names += STRESS_SPREAD
+    if card.evidential and card.has_aleatoric_energy and card.n_members == 1:
+        names.append("forces_dof")
     return names + (ENSEMBLE if return_members else [])
 
 

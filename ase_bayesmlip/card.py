@@ -46,6 +46,9 @@ class ModelCard:
         network).
     has_epistemic : bool
         Whether there is a spread: of two or more networks, or of draws.
+    evidential : bool
+        Whether each network gives the law of its own errors; forces then have the epistemic part
+        of that law, and energies where `has_aleatoric_energy`.
     has_aleatoric_energy, has_aleatoric_forces : bool
         Whether training fitted the noise of energies, and of forces.
     n_parameters : int
@@ -90,6 +93,7 @@ class ModelCard:
     n_parameters: int
     ddof: int = 1
     n_draws: int = 0
+    evidential: bool = False
     seed: int | None = None
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     calibration: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -101,6 +105,11 @@ class ModelCard:
     created: str = ""
     format_version: int = FORMAT_VERSION
     units: dict[str, str] = dataclasses.field(default_factory=lambda: dict(UNITS))
+
+    @property
+    def lazy(self) -> bool:
+        """Whether covariances of forces take work that a step may leave out."""
+        return self.n_draws > 0 or (self.evidential and self.n_members == 1)
 
     def to_json(self) -> str:
         """The card as indented JSON text."""

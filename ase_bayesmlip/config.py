@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
+from ase_bayesmlip.loss_config import EVIDENTIAL_LOSSES, EvidenceConfig, LossConfig, loss_rules
 from ase_bayesmlip.posterior_config import EnsembleConfig, PosteriorConfig, posterior_rules
 from ase_bayesmlip.strict import ConfigError, Rule, from_dict
 
@@ -22,6 +23,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "DataConfig",
+    "EvidenceConfig",
     "KeysConfig",
     "LossConfig",
     "ModelConfig",
@@ -92,8 +94,10 @@ class ModelConfig:
     radial_hidden : list of int
         Widths of the radial network.
     readout_hidden : int
-    covariance : "spd", "cholesky", "iso" or "none"
+    covariance : "spd", "cholesky", "iso", "none" or "invariant"
         Form of the aleatoric force covariance; "cholesky" is the published, frame-dependent one.
+        "invariant", for ``loss.kind: evidential`` alone, has the logarithm of the matrix from six
+        invariants: the baseline that does not rotate with the structure.
     energy_noise : "sum" or "mean"
         Energy variance Σ exp(s_i), or the published exp ⟨s_i⟩, which does not grow with size.
     """
@@ -107,38 +111,8 @@ class ModelConfig:
     envelope_power: int = 2
     radial_hidden: list[int] = field(default_factory=lambda: [64, 64])
     readout_hidden: int = 64
-    covariance: Literal["spd", "cholesky", "iso", "none"] = "spd"
+    covariance: Literal["spd", "cholesky", "iso", "none", "invariant"] = "spd"
     energy_noise: Literal["sum", "mean"] = "sum"
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """What training minimises; every weight multiplies a whole term.
-
-    Attributes
-    ----------
-    kind : "nll_jef", "nll_e" or "mse"
-        Joint energy-force likelihood, energy likelihood with squared force error, squared errors.
-    warmup : "mse" or "huber"
-        Loss of the epochs before the likelihood; with ``kind: mse`` of all epochs.
-    warmup_fraction : float in [0, 1]
-        Share of the epochs that is warm-up.
-    energy_weight, forces_weight, stress_weight : float
-    beta : float in [0, 1]
-        Exponent of β-NLL (arXiv 2203.09168); 0 is the plain likelihood.
-    huber_delta : float
-        Where the Huber loss turns from quadratic to linear, in units of the training force RMS
-        (times 1 Å for ΔE/√n).
-    """
-
-    kind: Literal["nll_jef", "nll_e", "mse"] = "nll_jef"
-    warmup: Literal["mse", "huber"] = "mse"
-    warmup_fraction: float = 0.7
-    energy_weight: float = 1.0
-    forces_weight: float = 10.0
-    stress_weight: float = 10.0
-    beta: float = 0.5
-    huber_delta: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -203,7 +177,7 @@ class Config:
 
 
 def _check_ranges(config: Config) -> None:
-    rules = _model_rules(config.model) + _loss_rules(config.loss) + _training_rules(config.training)
+    rules = _model_rules(config.model) + loss_rules(config.loss) + _training_rules(config.training)
     rules += posterior_rules(config.posterior)
     fraction = config.data.valid_fraction
     rules.append(("data.valid_fraction", fraction, 0 < fraction < 1, "between 0 and 1"))
@@ -217,10 +191,34 @@ def _check_ranges(config: Config) -> None:
             "loss.kind nll_jef needs a force covariance, but model.covariance is 'none'; choose "
             "spd, iso or cholesky, or loss.kind nll_e or mse"
         )
+    _check_evidence(config)
     if config.posterior.kind == "ivon" and config.loss.kind != "nll_jef":
         raise ConfigError(
             f"posterior.kind ivon needs a likelihood of energies and forces, but loss.kind is "
             f"{config.loss.kind}; set it to nll_jef, or choose another posterior"
+        )
+
+
+def _check_evidence(config: Config) -> None:
+    """Which loss, covariance and posterior go together where forces have evidential laws."""
+    loss, covariance, posterior = config.loss.kind, config.model.covariance, config.posterior.kind
+    if loss == "evidential" and covariance not in ("spd", "iso", "invariant"):
+        raise ConfigError(
+            f"loss.kind evidential needs model.covariance spd, iso or invariant, not {covariance}"
+        )
+    if covariance == "invariant" and loss != "evidential":
+        raise ConfigError(
+            f"model.covariance invariant is for loss.kind evidential, not {loss}; choose spd"
+        )
+    if posterior == "evidential" and loss not in EVIDENTIAL_LOSSES:
+        raise ConfigError(
+            f"posterior.kind evidential needs loss.kind evidential (or eip), not {loss}; set it"
+        )
+    others = ("evidential", "ensemble", "laplace", "swag")
+    allowed = {"evidential": others, "eip": others[:2]}.get(loss, (posterior,))
+    if posterior not in allowed:
+        raise ConfigError(
+            f"loss.kind {loss} goes with posterior.kind {' or '.join(allowed)}, not {posterior}"
         )
 
 
@@ -235,18 +233,6 @@ def _model_rules(model: ModelConfig) -> list[Rule]:
         ("model.radial_hidden", widths, all(width >= 1 for width in widths), "widths of 1 or more"),
         ("model.readout_hidden", readout, readout >= 1, "at least 1"),
     ]
-
-
-def _loss_rules(loss: LossConfig) -> list[Rule]:
-    rules: list[Rule] = [
-        ("loss.beta", loss.beta, 0 <= loss.beta <= 1, "from 0 to 1"),
-        ("loss.warmup_fraction", loss.warmup_fraction, 0 <= loss.warmup_fraction <= 1, "0 to 1"),
-        ("loss.huber_delta", loss.huber_delta, loss.huber_delta > 0, "positive"),
-    ]
-    for name in ("energy_weight", "forces_weight", "stress_weight"):
-        value = getattr(loss, name)
-        rules.append((f"loss.{name}", value, value >= 0, "not negative"))
-    return rules
 
 
 def _training_rules(training: TrainingConfig) -> list[Rule]:

@@ -18,6 +18,7 @@ EPISTEMIC = {
     "swag": "spread of draws from the weights that training visits at a constant rate",
     "ivon": "spread of draws from a variational Gaussian over the weights",
     "laplace": "curvature of the likelihood at trained weights",
+    "evidential": "law that the network gives for its own error; its share is a convention",
 }
 
 
@@ -54,6 +55,8 @@ def _epistemic(card: ModelCard) -> str:
     if not card.has_epistemic:
         return "unknown (one potential)"
     text = EPISTEMIC.get(card.kind, "spread of the members")
+    if card.evidential and card.n_members > 1:
+        text += ", plus the spread of the members"
     if card.n_draws > 0:
         text += "; energies in closed form, forces from the draws"
         text += ", plus the spread of the members" if card.n_members > 1 else ""
@@ -87,6 +90,9 @@ def _cost(card: ModelCard) -> str:
             values += (
                 f" covariances of forces (compiled {times['draws_compiled'] / one_compiled:.1f})"
             )
+        elif card.evidential and card.n_members == 1:
+            compiled = times["evidential_compiled"] / times["bare_compiled"]
+            values = f"{times['evidential'] / times['bare']:.2f} (compiled {compiled:.2f})"
         elif card.n_members > 1:
             values = f"{times['networks'] / one:.1f}"
             values += f" (compiled {times['networks_compiled'] / one_compiled:.1f})"

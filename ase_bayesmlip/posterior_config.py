@@ -155,7 +155,31 @@ class LaplaceConfig:
     samples: int = 8
 
 
-PosteriorConfig = EnsembleConfig | PointConfig | SWAGConfig | IVONConfig | LaplaceConfig
+@dataclass(frozen=True)
+class EvidentialConfig:
+    """One network that gives the law of its own errors (``loss.kind: evidential`` or ``eip``).
+
+    Attributes
+    ----------
+    members : int
+        More than one is a mixture of such networks from different seeds.
+    start_from : path or None
+        Run, with ``loss.kind: mse`` or this one's, whose potentials are the start in the place of
+        a warm-up.
+    features : "frozen" or "trained"
+        With `start_from`: fit the head alone, which leaves energies and forces as they are to the
+        last bit, or train everything on.
+    """
+
+    kind: Literal["evidential"] = "evidential"
+    members: int = 1
+    start_from: str | None = None
+    features: Literal["frozen", "trained"] = "frozen"
+
+
+PosteriorConfig = (
+    EnsembleConfig | PointConfig | SWAGConfig | IVONConfig | LaplaceConfig | EvidentialConfig
+)
 
 
 def posterior_rules(config: PosteriorConfig) -> list[Rule]:

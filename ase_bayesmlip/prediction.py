@@ -33,6 +33,14 @@ class MemberOutput(NamedTuple):
         above plus Σ_r ξ_r directions_r with independent ξ_r ~ N(0, 1).
     draws : Tensor or None, (D, n_atoms), eV
         Samples of that sum, whose derivatives are samples of the deviation of the forces.
+    atomic_energies_var_epistemic : Tensor or None, (K, n_atoms), eV²
+        Epistemic variance of the potential's own, independent from atom to atom.
+    forces_cov_epistemic : Tensor or None, (K, n_atoms, 3, 3), (eV/Å)²
+        Epistemic covariance of the potential's own.
+    forces_trace_epistemic : Tensor or None, (K, n_atoms), (eV/Å)²
+        Its trace, also where the matrices were not asked for.
+    forces_dof : Tensor or None, (K, n_atoms)
+        Degrees of freedom of the Student-t law of each atom's force error, where it is one.
     """
 
     atomic_energies: Tensor
@@ -40,6 +48,10 @@ class MemberOutput(NamedTuple):
     forces_cov: Tensor | None = None
     directions: Tensor | None = None
     draws: Tensor | None = None
+    atomic_energies_var_epistemic: Tensor | None = None
+    forces_cov_epistemic: Tensor | None = None
+    forces_trace_epistemic: Tensor | None = None
+    forces_dof: Tensor | None = None
 
 
 class Prediction(NamedTuple):
@@ -60,6 +72,13 @@ class Prediction(NamedTuple):
     energy_members : Tensor or None, (S, n_graphs), eV
     forces_members : Tensor or None, (S, n_atoms, 3), eV/Å
     stress_members : Tensor or None, (S, n_graphs, 3, 3), eV/Å³
+    forces_trace_epistemic : Tensor or None, (n_atoms,), (eV/Å)²
+        Of the epistemic force covariance, where it is known without the matrices.
+    forces_dof : Tensor or None, (n_atoms,)
+        Degrees of freedom of the Student-t law of each atom's force error, whose covariance is the
+        total one; None where the law is none or unknown.
+    energy_shares : Tensor or None, (n_atoms,), eV²
+        Cov(e_i, E): the share of each atom in the total variance of the energy, to which they sum.
     """
 
     energy: Tensor
@@ -76,6 +95,9 @@ class Prediction(NamedTuple):
     energy_members: Tensor | None
     forces_members: Tensor | None
     stress_members: Tensor | None
+    forces_trace_epistemic: Tensor | None = None
+    forces_dof: Tensor | None = None
+    energy_shares: Tensor | None = None
 
 
 def to_voigt(stress: Tensor) -> Tensor:
@@ -148,6 +170,10 @@ def _one_structure(fields: dict[str, np.ndarray], index: int, atoms: slice) -> d
         known = [part for part in parts if part is not None]
         results[name] = sum(known) if known else None
     results["stress_cov"] = take("stress_cov_epistemic", index)
+    results["energy_shares"] = take("energy_shares", atoms)
+    results["forces_dof"] = take("forces_dof", atoms)
+    trace = take("forces_trace_epistemic", atoms)
+    results["forces_std_epistemic"] = None if trace is None else np.sqrt(trace)
     results["energy_ensemble"] = take("energy_members", (slice(None), index))
     results["forces_ensemble"] = take("forces_members", (slice(None), atoms))
     members = take("stress_members", (slice(None), index))
@@ -166,6 +192,9 @@ def add_derived(results: dict[str, Any]) -> dict[str, Any]:
         results["forces_var"] = diagonal
         results["forces_uncertainty"] = np.sqrt(diagonal)
         results["forces_std"] = np.sqrt(diagonal.sum(axis=1))
+    if "forces_cov_epistemic" in results:
+        trace = results["forces_cov_epistemic"].trace(axis1=1, axis2=2)
+        results["forces_std_epistemic"] = np.sqrt(trace)
     if "stress_cov" in results:
         results["stress_var"] = results["stress_cov"].diagonal().copy()
     return results

@@ -32,6 +32,8 @@ PER_ATOM = [
     "atomic_energies_var_aleatoric",
     "forces_cov_epistemic",
     "forces_cov_aleatoric",
+    "forces_trace_epistemic",
+    "forces_dof",
 ]
 PER_GRAPH = [
     "energy",
@@ -141,7 +143,8 @@ def assert_extensive(model: LoadedModel, atoms: Atoms, tolerance: float | None =
     """Two copies out of reach of each other: per-atom values unchanged, energy doubled.
 
     The aleatoric variance of the energy doubles too (independent noise); the epistemic one
-    quadruples, since both copies depend on the same weights.
+    quadruples, since both copies depend on the same weights. That of an evidential law has parts
+    of both kinds.
     """
     if atoms.pbc.any():
         raise ValueError("extensivity is checked on a molecule, not on a periodic structure")
@@ -154,6 +157,9 @@ def assert_extensive(model: LoadedModel, atoms: Atoms, tolerance: float | None =
         expected = (
             factors[name] * one[name] if name in factors else np.concatenate([one[name], one[name]])
         )
+        if name == "energy_var_epistemic" and model.card.evidential:
+            # Independent errors of atoms double, those that they have in common quadruple.
+            expected = np.clip(two[name], 2.0 * one[name], 4.0 * one[name])
         assert_close(f"{name} (extensivity)", two[name], expected, _allowed(model, name, tolerance))
 
 

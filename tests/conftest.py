@@ -17,6 +17,7 @@ from ase_bayesmlip.calculator import BayesianCalculator
 from ase_bayesmlip.config import (
     Config,
     DataConfig,
+    EvidenceConfig,
     LossConfig,
     ModelConfig,
     TrainingConfig,
@@ -24,12 +25,19 @@ from ase_bayesmlip.config import (
 from ase_bayesmlip.nn.build import DataStatistics, build_potential
 from ase_bayesmlip.nn.last_layer import LastLayerPotential
 from ase_bayesmlip.nn.potential import readout_weights
-from ase_bayesmlip.posterior_config import EnsembleConfig, LaplaceConfig, PointConfig
+from ase_bayesmlip.posterior_config import (
+    EnsembleConfig,
+    EvidentialConfig,
+    LaplaceConfig,
+    PointConfig,
+)
 from ase_bayesmlip.serving.export import ServedModel, export_members
 from ase_bayesmlip.serving.runtime import load_model
 
 DATA = Path(__file__).parents[1] / "data"
 REFERENCE_ENERGIES = {1: -13.6, 6: -1027.5, 8: -2041.9}
+
+VECTORS, TENSORS = "4x0e + 4x1o", "4x0e + 4x1o + 4x2e"
 
 # One file for each answer that a calculator must be able to give. The potentials are untrained:
 # contracts hold for any weights.
@@ -43,6 +51,10 @@ SERVED = {
     "cholesky": {"members": 2, "covariance": "cholesky"},
     "laplace": {"kind": "laplace", "members": 1, "draws": 3},
     "laplace_mixture": {"kind": "laplace", "members": 2, "draws": 3, "loss": "mse"},
+    "evidential": {"kind": "evidential", "members": 1, "loss": "evidential", "hidden": VECTORS},
+    "evidence": {"kind": "evidential", "members": 3, "loss": "evidential", "mode": "paper"},
+    "evidential_laplace": {"kind": "laplace", "members": 1, "draws": 3, "loss": "evidential"},
+    "eip": {"kind": "evidential", "members": 1, "loss": "eip"},
     "small": {"members": 2, "backbone": "race", "n_layers": 1},
 }
 
@@ -127,6 +139,7 @@ def small_cell() -> Atoms:
 
 POSTERIOR_CONFIGS = {
     "ensemble": lambda members: EnsembleConfig(members=members),
+    "evidential": lambda members: EvidentialConfig(members=members),
     "laplace": lambda members: LaplaceConfig(members=members),
     "point": lambda members: PointConfig(),
 }
@@ -153,29 +166,32 @@ def _members(spec, references):
         "dtype": "float64",
         "n_layers": 2,
         "draws": 0,
+        "hidden": TENSORS,
+        "mode": "coupled",
         **spec,
     }
     model = ModelConfig(
         backbone=options["backbone"],
         cutoff=4.0,
         n_layers=options["n_layers"],
-        hidden_irreps="4x0e + 4x1o + 4x2e",
+        hidden_irreps=options["hidden"],
         n_radial=4,
         radial_hidden=[8],
         readout_hidden=8,
         covariance=options["covariance"],
     )
+    loss = LossConfig(kind=options["loss"], evidence=EvidenceConfig(mode=options["mode"]))
     config = Config(
         data=DataConfig(train="/somewhere/train.extxyz"),
         model=model,
-        loss=LossConfig(kind=options["loss"]),
+        loss=loss,
         training=TrainingConfig(dtype=options["dtype"]),
         posterior=POSTERIOR_CONFIGS[options["kind"]](options["members"]),
     )
     elements = sorted(references)
     statistics = DataStatistics(elements, [references[z] for z in elements], 9.0, 0.2)
     members = [
-        wake_noise(build_potential(model, options["loss"], statistics, seed), seed)
+        wake_noise(build_potential(model, loss, statistics, seed), seed)
         .eval()
         .requires_grad_(False)
         for seed in range(options["members"])

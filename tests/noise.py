@@ -9,7 +9,17 @@ def wake_noise(potential, seed=0, size=1.0):
     with torch.no_grad():
         for readout in potential.readouts:
             wake_readout(readout, generator, size)
+    wake_head(potential, generator, size)
     return potential
+
+
+def wake_head(potential, generator, size=1.0):
+    """Give an evidential head laws that differ from atom to atom and are not isotropic."""
+    for name, parameter in potential.named_parameters():
+        if name in ("head.network.weights.1", "head.source.weight"):
+            drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            with torch.no_grad():
+                parameter.copy_((size * drawn).to(parameter.dtype))
 
 
 def wake_readout(readout, generator, size=1.0):

@@ -16,6 +16,7 @@ LAYERS = [
         "prediction",
         "card",
         "config",
+        "loss_config",
         "posterior_config",
         "inspection",
         "strict",
@@ -32,6 +33,7 @@ FREE = {"__init__", "testing"}
 FORBIDDEN = {
     "card": ["torch"],
     "config": ["torch"],
+    "loss_config": ["torch"],
     "posterior_config": ["torch"],
     "inspection": ["torch"],
     "strict": ["torch"],

@@ -66,7 +66,7 @@ def tiny_potential(config: Config, seed: int = 0):
     """A potential of a run whose heads differ from structure to structure, as after training."""
     statistics = load_training_data(config).statistics
     dtype = getattr(torch, config.training.dtype)
-    potential = build_potential(config.model, config.loss.kind, statistics, seed, dtype)
+    potential = build_potential(config.model, config.loss, statistics, seed, dtype)
     return wake_noise(potential, seed, size=0.3)
 
 

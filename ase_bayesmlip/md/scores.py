@@ -160,7 +160,10 @@ def _force_deviation(results: Mapping[str, Any], atoms: Atoms, score: str) -> np
 
     The trace is invariant under rotation; with an isotropic Σ_i = σ² 1 the value is σ.
     """
-    covariance = np.asarray(_require(results, "forces_cov_epistemic", atoms, score), dtype=float)
+    key = "forces_cov_epistemic"
+    if key not in results and "forces_std_epistemic" in results:
+        return np.asarray(results["forces_std_epistemic"], dtype=float) / np.sqrt(3)
+    covariance = np.asarray(_require(results, key, atoms, score), dtype=float)
     return np.sqrt(covariance.trace(axis1=1, axis2=2) / 3)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ase_bayesmlip.config import ModelConfig
+from ase_bayesmlip.config import LossConfig, ModelConfig
 from ase_bayesmlip.nn.angular import Irrep, parse_irreps
+from ase_bayesmlip.nn.evidential_potential import ComponentPotential, EvidentialPotential
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.nn.race import RaceLayer
 from ase_bayesmlip.nn.race_plus import RacePlusLayer
@@ -41,7 +42,7 @@ class DataStatistics:
 
 def build_potential(
     model: ModelConfig,
-    loss_kind: str,
+    loss: LossConfig,
     statistics: DataStatistics,
     seed: int,
     dtype: torch.dtype = torch.float64,
@@ -53,9 +54,9 @@ def build_potential(
 
     Parameters
     ----------
-    loss_kind : "nll_jef", "nll_e" or "mse"
-        Decides which noise heads exist: a head that no loss trains is left out, so that the model
-        never reports an uncertainty it did not learn.
+    loss : LossConfig
+        Its kind decides which noise heads exist: a head that no loss trains is left out, so that
+        the model never reports an uncertainty it did not learn.
 
     Raises
     ------
@@ -63,51 +64,73 @@ def build_potential(
         If the irreps do not suit the backbone or the covariance.
     """
     generator = torch.Generator().manual_seed(seed)
-    needs_2e = loss_kind == "nll_jef" and model.covariance == "spd"
-    if needs_2e and model.backbone == "race_plus" and model.l_max < 2:
+    has_2e_noise = loss.kind == "nll_jef" and model.covariance == "spd"
+    if has_2e_noise and model.backbone == "race_plus" and model.l_max < 2:
         raise ValueError(
             f"covariance 'spd' is read from 2e features, which l_max = {model.l_max} cannot make; "
             "set model.l_max to 2 or more, or choose covariance 'iso'"
         )
-    hidden, channels = parse_irreps(model.hidden_irreps)
-    covariance = model.covariance if loss_kind == "nll_jef" else "none"
-    # Readouts see 0e and 2e alone, so the last layer leaves out what nothing would read.
-    read = [Irrep(0, 1)] + ([Irrep(2, 1)] if covariance == "spd" else [])
-    # The products of race_plus reach 2e whether or not the features in between carry it.
-    last = [irrep for irrep in read if model.backbone == "race_plus" or irrep in hidden]
-    outputs = [hidden] * (model.n_layers - 1) + [last]
-    inputs = [[Irrep(0, 1)], *outputs[:-1]]
-    layers: list[nn.Module] = []
-    for irreps_in, irreps_out in zip(inputs, outputs, strict=True):
-        shape: dict[str, Any] = {
-            "channels": channels,
-            "n_species": len(statistics.atomic_numbers),
-            "l_max": model.l_max,
-            "radial_widths": [model.n_radial, *model.radial_hidden],
-            "avg_n_neighbors": statistics.avg_n_neighbors,
-            "generator": generator,
-        }
-        if model.backbone == "race":
-            layers.append(RaceLayer(irreps_in, irreps_out, **shape))
-        else:
-            layers.append(RacePlusLayer(irreps_in, irreps_out, **shape))
-    potential = Potential(
-        layers,
-        outputs,
-        channels,
-        statistics.atomic_numbers,
-        model.cutoff,
-        model.l_max,
-        model.n_radial,
-        model.envelope_power,
-        model.readout_hidden,
-        scale=statistics.force_rms,
-        has_energy_noise=loss_kind != "mse",
-        covariance=covariance,
-        generator=generator,
-        energy_noise=model.energy_noise,
-    )
+    irreps, channels = _irreps(model, has_2e_noise)
+    shape: dict[str, Any] = {
+        "layers": _layers(model, irreps, channels, statistics, generator),
+        "irreps": irreps,
+        "channels": channels,
+        "atomic_numbers": statistics.atomic_numbers,
+        "cutoff": model.cutoff,
+        "l_max": model.l_max,
+        "n_radial": model.n_radial,
+        "envelope_power": model.envelope_power,
+        "readout_hidden": model.readout_hidden,
+        "scale": statistics.force_rms,
+        "generator": generator,
+        "energy_noise": model.energy_noise,
+    }
+    if loss.kind == "evidential":
+        coupling = loss.evidence.coupling
+        potential: Potential = EvidentialPotential(
+            form=model.covariance, coupling=coupling, **shape
+        )
+    elif loss.kind == "eip":
+        potential = ComponentPotential(**shape)
+    else:
+        covariance = model.covariance if loss.kind == "nll_jef" else "none"
+        has_energy_noise = loss.kind != "mse"
+        potential = Potential(has_energy_noise=has_energy_noise, covariance=covariance, **shape)
     if statistics.mean_energies:
         start = torch.tensor(statistics.mean_energies, dtype=torch.float64) / statistics.force_rms
         potential.bias.data[:, 0] = start
     return potential.to(dtype)
+
+
+def _irreps(model: ModelConfig, has_2e_noise: bool) -> tuple[list[list[Irrep]], int]:
+    """Irreps after each layer, and their multiplicity."""
+    hidden, channels = parse_irreps(model.hidden_irreps)
+    # Readouts see 0e and 2e alone, so the last layer leaves out what nothing would read.
+    read = [Irrep(0, 1)] + ([Irrep(2, 1)] if has_2e_noise else [])
+    # The products of race_plus reach 2e whether or not the features in between carry it.
+    last = [irrep for irrep in read if model.backbone == "race_plus" or irrep in hidden]
+    return [hidden] * (model.n_layers - 1) + [last], channels
+
+
+def _layers(
+    model: ModelConfig,
+    irreps: list[list[Irrep]],
+    channels: int,
+    statistics: DataStatistics,
+    generator: torch.Generator,
+) -> list[nn.Module]:
+    inputs = [[Irrep(0, 1)], *irreps[:-1]]
+    layer = RaceLayer if model.backbone == "race" else RacePlusLayer
+    return [
+        layer(
+            irreps_in,
+            irreps_out,
+            channels=channels,
+            n_species=len(statistics.atomic_numbers),
+            l_max=model.l_max,
+            radial_widths=[model.n_radial, *model.radial_hidden],
+            avg_n_neighbors=statistics.avg_n_neighbors,
+            generator=generator,
+        )
+        for irreps_in, irreps_out in zip(inputs, irreps, strict=True)
+    ]

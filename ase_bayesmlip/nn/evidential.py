@@ -20,7 +20,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from ase_bayesmlip.nn.heads import (
@@ -216,16 +216,28 @@ def total_deviation(niw: NormalInverseWishart, unit_squared: Tensor) -> Tensor:
     return torch.sqrt(_total_factor(niw) * _mean_scale(niw, unit_squared))
 
 
+def scale_distance(residual: Tensor, niw: NormalInverseWishart, unit_squared: Tensor) -> Tensor:
+    """M = rᵀ Σ₀⁻¹ r = |exp(-(s + T)/2) r|²/σ_F², (n,).
+
+    The half exponent leaves it a square: neither a factorisation nor a negative distance can occur.
+
+    Parameters
+    ----------
+    residual : Tensor, (n, 3), eV/Å
+    """
+    whitened = torch.bmm(exp_half(niw.log_scale, niw.tensor, -1.0), residual.unsqueeze(2))
+    return (whitened * whitened).sum(dim=(1, 2)) / unit_squared
+
+
 def student_t_nll(residual: Tensor, niw: NormalInverseWishart, unit_squared: Tensor) -> Tensor:
     """Negative log-likelihood of force errors, (n,), nats, with its constants.
 
-    With c = ν (1 + 1/κ) and M = |exp(-(s + T)/2) r|²/σ_F² the Student-t law reads
+    With c = ν (1 + 1/κ) and M = rᵀ Σ₀⁻¹ r the Student-t law reads
 
         ln Γ((ν - 2)/2) - ln Γ((ν + 1)/2) + 3/2 ln(π c) + 3/2 (s + ln σ_F²)
             + (ν + 1)/2 ln(1 + M/c),
 
-    where ln det Σ₀ = 3 (s + ln σ_F²) because T is traceless. The half exponent leaves M a square:
-    neither a factorisation nor a negative distance can occur. The value may well be negative.
+    where ln det Σ₀ = 3 (s + ln σ_F²) because T is traceless. The value may well be negative.
 
     Parameters
     ----------
@@ -233,8 +245,7 @@ def student_t_nll(residual: Tensor, niw: NormalInverseWishart, unit_squared: Ten
         Label - prediction.
     """
     unit = unit_squared.to(niw.log_scale.dtype)
-    whitened = torch.bmm(exp_half(niw.log_scale, niw.tensor, -1.0), residual.unsqueeze(2))
-    distance = (whitened * whitened).sum(dim=(1, 2)) / unit
+    distance = scale_distance(residual, niw, unit)
     spread = niw.dof * (1.0 + 1.0 / niw.evidence)
     x = 0.5 * (niw.dof - 2.0)
     # ln Γ(x + 3/2) - ln Γ(x), in which the log-gammas do not cancel.
@@ -286,43 +297,3 @@ def sample_predictive(
     radius = torch.sqrt(spread.view(-1, 1) / (2.0 * gamma))
     # half is symmetric.
     return radius.unsqueeze(2) * torch.bmm(normal, half)
-
-
-class VectorProductTensor(nn.Module):
-    """2e components from products of vectors, for features that have no 2e of their own.
-
-    T = Σ_k w_k (u_k u_kᵀ - |u_k|²/3) with u_k = Σ_c m_ck v_c: the weights of v_c v_dᵀ form a
-    symmetric matrix of rank `rank`. Products of two vectors are even under inversion, whatever the
-    parity of the vectors. Weights w_k of zero are no dead start, since their derivative is not.
-
-    Parameters
-    ----------
-    channels, rank : int
-    generator : torch.Generator
-    size : float
-        Standard deviation of the initial weights w_k √rank.
-    """
-
-    def __init__(
-        self, channels: int, rank: int, generator: torch.Generator, size: float = 0.1
-    ) -> None:
-        super().__init__()
-        self.mixing = nn.Parameter(torch.randn(channels, rank, generator=generator))
-        self.weight = nn.Parameter(size * torch.randn(rank, generator=generator))
-        self.mixing_factor = 1.0 / math.sqrt(channels)
-        self.weight_factor = 1.0 / math.sqrt(rank)
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        """(n, 3, channels) in e3nn order, which is (x, y, z), to (n, 5)."""
-        mixed = (vectors @ self.mixing) * self.mixing_factor
-        x, y, z = mixed[:, 0], mixed[:, 1], mixed[:, 2]
-        r2, r6 = math.sqrt(2.0), math.sqrt(1.0 / 6.0)
-        # Inverse of `traceless_symmetric`: projections of u uᵀ onto its five basis matrices.
-        squares = [
-            r2 * x * z,
-            r2 * x * y,
-            r6 * (2.0 * y * y - x * x - z * z),
-            r2 * y * z,
-            (z * z - x * x) / r2,
-        ]
-        return (torch.stack(squares, dim=1) @ self.weight) * self.weight_factor

@@ -8,6 +8,7 @@ The first two are in closed form. The third needs one derivative per column of L
 over a few drawn combinations of the columns.
 """
 
+import torch
 from torch import Tensor, nn
 
 from ase_bayesmlip.graph import AtomicGraph
@@ -39,13 +40,35 @@ class LastLayerPotential(nn.Module):
         self.register_buffer("factor", factor)
         self.register_buffer("deviations", draws)
 
-    def forward(self, graph: AtomicGraph) -> MemberOutput:
+    def forward(self, graph: AtomicGraph, matrices: bool = True) -> MemberOutput:  # noqa: ARG002
         """Output of the potential, with `directions` and `draws`."""
         output, basis = self.potential.with_basis(graph)
-        return MemberOutput(
-            output.atomic_energies,
-            output.atomic_energies_var,
-            output.forces_cov,
-            (basis @ self.factor).transpose(0, 1),
-            (basis @ self.deviations).transpose(0, 1),
-        )
+        return with_uncertain_readout(output, basis, self.factor, self.deviations)
+
+
+def with_uncertain_readout(
+    output: MemberOutput, basis: Tensor, factor: Tensor, deviations: Tensor
+) -> MemberOutput:
+    """An output of one potential with `directions` and `draws` of its last layer."""
+    energy_noise, force_noise = all_as_noise(output)
+    directions = (basis @ factor).transpose(0, 1)
+    coherent = output.directions
+    if coherent is not None:
+        directions = torch.cat([directions, coherent])
+    draws = (basis @ deviations).transpose(0, 1)
+    return MemberOutput(output.atomic_energies, energy_noise, force_noise, directions, draws)
+
+
+def all_as_noise(output: MemberOutput) -> tuple[Tensor | None, Tensor | None]:
+    """Variance of atomic energies and covariance of forces, both parts of an evidential law.
+
+    How an evidential potential divides its uncertainty is a convention, and beside an epistemic
+    part that is none all of it counts as noise, but for what the errors of atoms have in common.
+    """
+    energy_noise, force_noise = output.atomic_energies_var, output.forces_cov
+    energy_own, force_own = output.atomic_energies_var_epistemic, output.forces_cov_epistemic
+    if energy_noise is not None and energy_own is not None:
+        energy_noise = energy_noise + energy_own
+    if force_noise is not None and force_own is not None:
+        force_noise = force_noise + force_own
+    return energy_noise, force_noise

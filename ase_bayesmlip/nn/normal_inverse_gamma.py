@@ -44,7 +44,7 @@ class EnergyStudentT(NamedTuple):
     dof : Tensor, (n_graphs,)
         η > 4. The scale squared of the law is `variance` (η - 2)/η.
     aleatoric, epistemic : Tensor, (n,), eV²
-        Variances of the atoms' energies; together they sum to `variance`.
+        Variances of the atoms' energies; without a coherent part they sum to `variance`.
     """
 
     variance: Tensor
@@ -79,7 +79,11 @@ def energy_moments(
 
 
 def evidential_energy(
-    scale_squared: Tensor, niw: NormalInverseWishart, batch: Tensor, n_graphs: int
+    scale_squared: Tensor,
+    niw: NormalInverseWishart,
+    batch: Tensor,
+    n_graphs: int,
+    coherent: Tensor | None = None,
 ) -> EnergyStudentT:
     """Law of the energy if each atom's has a normal-inverse-gamma law with the ν, κ of its force.
 
@@ -93,12 +97,17 @@ def evidential_energy(
         s².
     niw : NormalInverseWishart
         ν > 4, for a fourth moment to exist.
+    coherent : Tensor or None, (n,), eV
+        δ of a Gaussian error that atoms have in common: it adds (Σ δ)² to the variance.
     """
     dof, evidence = niw.dof.to(torch.float64), niw.evidence.to(torch.float64)
     aleatoric = dof / (dof - 2.0) * scale_squared.to(torch.float64)
     epistemic = aleatoric / evidence
     each = aleatoric + epistemic
     variance = sum_by_graph(each, batch, n_graphs)
+    if coherent is not None:
+        common = sum_by_graph(coherent, batch, n_graphs)
+        variance = variance + common * common
     fourth = sum_by_graph(each * each / (dof - 4.0), batch, n_graphs)
     return EnergyStudentT(variance, 4.0 + variance * variance / fourth, aleatoric, epistemic)
 

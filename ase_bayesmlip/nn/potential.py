@@ -5,6 +5,8 @@ message passing adds a stratum of higher body order (arXiv 2510.03046, Figure 1)
 autograd in here; `derivatives` turns energies into forces and stress.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,29 @@ from ase_bayesmlip.nn.radial import RadialBasis
 from ase_bayesmlip.prediction import MemberOutput
 
 MAX_ATOMIC_NUMBER = 118
+
+
+class Strata(NamedTuple):
+    """What the layers of a potential say.
+
+    Attributes
+    ----------
+    energies : Tensor, (n_atoms,), eV
+    channels : Tensor, (n_atoms, n_scalars)
+        Scalars averaged over layers; the first belongs to the energy, the others to the noise.
+    tensor : Tensor, (n_atoms, 5) or (n_atoms, 0)
+    basis : Tensor, (n_atoms, P), eV, see `Potential.with_basis`
+    features : list of Tensor, each (n_atoms, components, channels)
+        After each layer.
+    species : Tensor, (n_atoms, n_species), one-hot
+    """
+
+    energies: Tensor
+    channels: Tensor
+    tensor: Tensor
+    basis: Tensor
+    features: list[Tensor]
+    species: Tensor
 
 
 class Potential(nn.Module):
@@ -91,11 +116,22 @@ class Potential(nn.Module):
         lookup[torch.tensor(atomic_numbers), torch.arange(len(atomic_numbers))] = 1.0
         self.register_buffer("one_hot", lookup, persistent=False)
 
-    def forward(self, graph: AtomicGraph) -> MemberOutput:
-        """Interaction energy of every atom and the aleatoric noise of the labels."""
-        return self.with_basis(graph)[0]
+    def forward(self, graph: AtomicGraph, matrices: bool = True) -> MemberOutput:
+        """Interaction energy of every atom and the aleatoric noise of the labels.
 
-    def with_basis(self, graph: AtomicGraph) -> tuple[MemberOutput, Tensor]:
+        Parameters
+        ----------
+        graph : AtomicGraph
+        matrices : bool
+            Whether to build covariances of forces that only an evidential potential has.
+        """
+        return self.with_basis(graph, matrices)[0]
+
+    def with_basis(
+        self,
+        graph: AtomicGraph,
+        matrices: bool = True,  # noqa: ARG002 (evidential potentials read it)
+    ) -> tuple[MemberOutput, Tensor]:
         """The output, and the functions that the energies are a linear combination of.
 
         Returns
@@ -104,33 +140,42 @@ class Potential(nn.Module):
         basis : Tensor, (n_atoms, P), eV
             ∂e_i/∂w for the `readout_weights` w, which do not appear in it.
         """
+        strata = self.strata(graph)
+        energy_var, cov = self._noise(strata.channels[:, 1:], strata.tensor, graph)
+        return MemberOutput(strata.energies.unsqueeze(0), energy_var, cov), strata.basis
+
+    def strata(self, graph: AtomicGraph) -> Strata:
+        """Features of all layers and what the readouts make of them."""
         # Differences first, precision after: coordinates far from the origin keep their digits.
         vectors = edge_vectors(graph).to(self.scale.dtype)
         distances = torch.sqrt((vectors * vectors).sum(dim=1))
         harmonics = self.angular(vectors / distances.unsqueeze(1))
         radial = self.basis(distances)
         species = self.one_hot.index_select(0, graph.atomic_numbers)
-        features = (species @ self.embedding).unsqueeze(1)
-        scalars = species @ self.bias
-        noise, tensor = torch.zeros_like(scalars), torch.zeros_like(scalars[:, :0])
+        x = (species @ self.embedding).unsqueeze(1)
+        bias = species @ self.bias
+        total, tensor = torch.zeros_like(bias), torch.zeros_like(bias[:, :0])
         n_tensors = 0
+        features: list[Tensor] = []
         basis: list[Tensor] = []
         for layer, readout in zip(self.layers, self.readouts):  # noqa: B905 (TorchScript)
-            features = layer(features, species, harmonics, radial, graph.edge_index)
-            out, t, hidden = readout(features)
+            x = layer(x, species, harmonics, radial, graph.edge_index)
+            features.append(x)
+            out, t, hidden = readout(x)
             basis.append(hidden)
-            scalars = scalars + out
-            noise = noise + out
+            total = total + out
             if t.shape[1] > 0:
                 tensor = t if n_tensors == 0 else tensor + t
                 n_tensors += 1
-        n_layers = len(self.layers)
-        # Energies add over layers; the variance channels are averaged, plus one bias per element.
-        variance_channels = (noise / n_layers + species @ self.bias)[:, 1:]
-        energy_var, cov = self._noise(variance_channels, tensor / max(n_tensors, 1), graph)
-        energies = (self.scale * scalars[:, 0]).unsqueeze(0)
-        output = MemberOutput(energies, energy_var, cov)
-        return output, self.scale * torch.cat(basis, dim=1)
+        return Strata(
+            energies=self.scale * (total + bias)[:, 0],
+            # Energies add over layers; the noise is averaged, plus one bias per element.
+            channels=total / len(self.layers) + bias,
+            tensor=tensor / max(n_tensors, 1),
+            basis=self.scale * torch.cat(basis, dim=1),
+            features=features,
+            species=species,
+        )
 
     def _noise(
         self, channels: Tensor, tensor: Tensor, graph: AtomicGraph

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ase_bayesmlip.nn.angular import Irrep
+from ase_bayesmlip.nn.evidential_potential import ComponentPotential, EvidentialPotential
 from ase_bayesmlip.nn.heads import energy_variance, force_covariance
 from ase_bayesmlip.nn.kernels import channel_kernels, neighbor_kernels, prelude
 from ase_bayesmlip.nn.potential import Potential
@@ -75,6 +76,31 @@ class StackedLayer(nn.Module):
         ]
 
 
+class StackedHeads(nn.Module):
+    """Heads of evidential potentials, each by itself on copies of its features: they are small."""
+
+    def __init__(self, members: Sequence[EvidentialPotential | ComponentPotential]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(member.head for member in members)
+        self.register_buffer("force_scale", stack([m.noise.force_scale for m in members]))
+        self.register_buffer("energy_scale", stack([m.noise.energy_scale for m in members]))
+
+    def forward(self, energies: Tensor, features: list[Features], species: Tensor) -> MemberOutput:
+        """Energies of all members (members, n_atoms) beside the laws of those with a head here."""
+        force_scale, energy_scale = self.get_buffer("force_scale"), self.get_buffer("energy_scale")
+        joined = [torch.cat(layer, dim=2).detach() for layer in features]
+        outputs = []
+        for k, head in enumerate(self.heads):
+            law = head([x[k] for x in joined], species, force_scale[k], energy_scale[k])
+            outputs.append(head.output(energies[k], law, True))  # type: ignore[operator]
+        known = {
+            name: torch.cat([getattr(output, name) for output in outputs])
+            for name, value in outputs[0]._asdict().items()
+            if value is not None
+        }
+        return MemberOutput(**{**known, "atomic_energies": energies})
+
+
 class StackedPotential(nn.Module):
     """All members of a posterior, evaluated together.
 
@@ -84,6 +110,8 @@ class StackedPotential(nn.Module):
         Of one architecture, in float64.
     table_tolerance : float
         See `radial_table.tabulate`.
+    n_heads : int or None
+        Members, the first ones, whose evidential heads are evaluated; None is all.
 
     Attributes
     ----------
@@ -91,9 +119,18 @@ class StackedPotential(nn.Module):
         Largest relative error of the tabulated radial networks.
     """
 
-    def __init__(self, members: Sequence[Potential], table_tolerance: float = 1e-6) -> None:
+    def __init__(
+        self,
+        members: Sequence[Potential],
+        table_tolerance: float = 1e-6,
+        n_heads: int | None = None,
+    ) -> None:
         super().__init__()
         first = members[0]
+        with_head = [
+            m for m in members[:n_heads] if isinstance(m, EvidentialPotential | ComponentPotential)
+        ]
+        self.heads = StackedHeads(with_head) if with_head else None
         self.cutoff = first.cutoff
         self.has_energy_noise, self.covariance = first.has_energy_noise, first.covariance
         self.energy_noise = first.energy_noise
@@ -161,14 +198,19 @@ class StackedPotential(nn.Module):
         total = torch.zeros_like(bias)
         tensors: list[Tensor] = []
         basis: list[Tensor] = []
+        kept: list[Features] = []
         for layer, readout in zip(self.layers, self.readouts, strict=True):
             features = layer(features, species, harmonics, distances, neighbor, count)
+            kept.append(features)
             out, tensor, hidden = readout(features)
             basis.append(hidden)
             total = total + out
             tensors += [] if tensor is None else [tensor]
         scale = self.get_buffer("scale").unsqueeze(1)
         energies = scale * (total + bias)[..., 0]
+        basis_of_energy = scale.unsqueeze(2) * torch.cat(basis, dim=2)
+        if self.heads is not None:
+            return self.heads(energies, kept, species), basis_of_energy
         channels = (total / len(self.layers) + bias)[..., 1:]
         variance, covariance = None, None
         if self.has_energy_noise:
@@ -179,7 +221,7 @@ class StackedPotential(nn.Module):
             mean = torch.stack(tensors).mean(dim=0) if tensors else none
             covariance = self._force_covariance(channels, mean)
         output = MemberOutput(energies, variance, covariance)
-        return output, scale.unsqueeze(2) * torch.cat(basis, dim=2)
+        return output, basis_of_energy
 
     def _energy_variance(self, raw: Tensor, batch: Tensor, n_graphs: int) -> Tensor:
         scale = self.get_buffer("energy_scale").unsqueeze(1)

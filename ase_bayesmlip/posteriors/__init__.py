@@ -4,10 +4,11 @@ Each module has `Config`, `State`, `fit()` and `draw()`, in that order. The dict
 whole plugin system: a new method is a new file and a new line here.
 """
 
-from ase_bayesmlip.posteriors import ensemble, ivon, laplace, point, swag
+from ase_bayesmlip.posteriors import ensemble, evidential, ivon, laplace, point, swag
 
 POSTERIORS = {
     "ensemble": ensemble,
+    "evidential": evidential,
     "ivon": ivon,
     "laplace": laplace,
     "point": point,

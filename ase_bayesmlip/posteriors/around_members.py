@@ -75,19 +75,44 @@ def starting_members(
     start = load_members(Path(start_from))
     with process_group(device):
         data = load_training_data(config)
-        _check_start(start, config, data, n_members)
+        check_start(start, config, data, n_members)
         prepare_run(config, data, folder, resume)
         barrier()
     weights = start.weights[:n_members]
     return TrainedMembers(config, data.record(), weights)
 
 
-def _check_start(start: TrainedMembers, config: Config, data: TrainingData, n_members: int) -> None:
+def check_start(
+    start: TrainedMembers,
+    config: Config,
+    data: TrainingData,
+    n_members: int,
+    noise: bool = True,
+) -> None:
+    """Whether a posterior can start from the members of another run.
+
+    Parameters
+    ----------
+    noise : bool
+        Whether the noise heads must be the same, too.
+
+    Raises
+    ------
+    ValueError
+        If the other run has another potential, other data or fewer members.
+    """
     where = f"posterior.start_from: {config.posterior.start_from}"  # type: ignore[union-attr]
     there, here = (
-        {"model": dataclasses.asdict(item.model), "loss": {"kind": item.loss.kind}}
+        {
+            "model": dataclasses.asdict(item.model),
+            # The coupling is part of an evidential potential, its penalty is not.
+            "loss": {"kind": item.loss.kind, "coupling": item.loss.evidence.coupling},
+        }
         for item in (start.config, config)
     )
+    if not noise:
+        for settings in (there, here):
+            del settings["loss"], settings["model"]["covariance"], settings["model"]["energy_noise"]
     changed = differences(there, here)
     if changed:
         raise ValueError(f"{where} holds another potential ({'; '.join(changed)})")
@@ -138,7 +163,7 @@ def _fit_member(
 ) -> None:
     data, train, valid = member_data(config, device)
     dtype = getattr(torch, config.training.dtype)
-    potential = build_potential(config.model, config.loss.kind, data.statistics, 0, dtype)
+    potential = build_potential(config.model, config.loss, data.statistics, 0, dtype)
     potential.load_state_dict(weights)
     made = stage(potential.to(device), train, valid, config, config.seeds.shuffling + index)
     run_stage(made, folder / member_name(index), resume, progress, position)

@@ -14,8 +14,8 @@ from ase_bayesmlip.config import Config as RunConfig
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.posterior_config import EnsembleConfig as Config
 from ase_bayesmlip.posteriors.members import TrainedMembers as State
+from ase_bayesmlip.posteriors.members import chosen_members, train_members
 from ase_bayesmlip.posteriors.members import load_members as load
-from ase_bayesmlip.posteriors.members import train_members
 
 __all__ = ["Config", "State", "draw", "fit", "load"]
 
@@ -62,10 +62,4 @@ def draw(state: State, n: int | None, generator: torch.Generator) -> list[Potent
     ValueError
         If more are asked for than were trained: an ensemble cannot be sampled further.
     """
-    members = state.potentials()
-    if n is None or n == len(members):
-        return members
-    if not 2 <= n <= len(members):
-        raise ValueError(f"{n} samples asked of an ensemble of {len(members)}; choose 2 to all")
-    chosen = torch.randperm(len(members), generator=generator)[:n]
-    return [members[index] for index in sorted(chosen.tolist())]
+    return chosen_members(state, n, 2, generator)

@@ -37,7 +37,8 @@ from ase_bayesmlip.training.distributed import (
     sum_tensors_over_ranks,
 )
 from ase_bayesmlip.training.ivon import IVON
-from ase_bayesmlip.training.loss import evaluate, negative_log_likelihood
+from ase_bayesmlip.training.loss import negative_log_likelihood
+from ase_bayesmlip.training.outputs import evaluate
 from ase_bayesmlip.training.stage import digest
 from ase_bayesmlip.training.state import run_identity
 from ase_bayesmlip.training.validation import logged_errors

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ase_bayesmlip.config import Config
 from ase_bayesmlip.nn.build import DataStatistics, build_potential
+from ase_bayesmlip.nn.evidential_potential import HEAD, freeze_features
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.posteriors.run_folder import member_name, prepare_run, read_run
 from ase_bayesmlip.training.allocator import keep_freed_memory
@@ -25,6 +26,31 @@ from ase_bayesmlip.training.loop import Trainer
 from ase_bayesmlip.training.state import load_state
 
 Weights = dict[str, Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Trained weights that a potential with an evidential head begins with.
+
+    Attributes
+    ----------
+    weights : dict of str to Tensor
+        With those of the head, or without.
+    frozen : bool
+        Whether the head alone is trained on.
+    """
+
+    weights: Weights
+    frozen: bool
+
+    def put_into(self, potential: Potential) -> None:
+        """Load them; the head keeps its own where they have none."""
+        missing, unexpected = potential.load_state_dict(self.weights, strict=False)
+        wrong = [*unexpected, *(name for name in missing if not name.startswith(HEAD))]
+        if wrong:
+            raise ValueError(f"the weights to start from are of another potential: {wrong}")
+        if self.frozen:
+            freeze_features(potential)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +81,7 @@ class TrainedMembers:
 
     def potential(self, weights: Weights) -> Potential:
         """A potential of this run with the given weights, in float64 and without gradients."""
-        potential = build_potential(
-            self.config.model, self.config.loss.kind, self.statistics, seed=0
-        )
+        potential = build_potential(self.config.model, self.config.loss, self.statistics, seed=0)
         potential.load_state_dict(weights)
         return potential.eval().requires_grad_(False)
 
@@ -71,10 +95,16 @@ def train_members(
     device: str = "cpu",
     jobs: int = 1,
     progress: bool = True,
+    start: Sequence[Start | None] | None = None,
 ) -> TrainedMembers:
     """Train `n_members` potentials from different seeds, one after another or in processes.
 
     Under torchrun each is trained on all its processes, which must see the same folder.
+
+    Parameters
+    ----------
+    start : sequence of Start, optional
+        Where each begins, in the place of random weights and a warm-up.
 
     Raises
     ------
@@ -87,7 +117,11 @@ def train_members(
     check_jobs(jobs)
     with process_group(device) as own:
         prepare_run(config, load_training_data(config), folder, resume)
-        arguments = [(config, folder, index, bootstrap, resume, own) for index in range(n_members)]
+        starts = [None] * n_members if start is None else start
+        arguments = [
+            (config, folder, index, bootstrap, resume, own, starts[index])
+            for index in range(n_members)
+        ]
         run_members(train_member, arguments, jobs, progress)
         barrier()  # the last checkpoint is rank 0's to write and everyone's to read
     return load_members(folder)
@@ -146,6 +180,7 @@ def train_member(
     bootstrap: bool,
     resume: bool,
     device: str,
+    start: Start | None,
     progress: bool,
     position: int = 0,
 ) -> None:
@@ -153,11 +188,13 @@ def train_member(
     data, train, valid = member_data(config, device)
     potential = build_potential(
         config.model,
-        config.loss.kind,
+        config.loss,
         data.statistics,
         seed=config.seeds.initialisation + index,
         dtype=getattr(torch, config.training.dtype),
     ).to(device)
+    if start is not None:
+        start.put_into(potential)
     order = None
     if bootstrap:
         generator = np.random.default_rng([config.seeds.data, index])
@@ -171,8 +208,31 @@ def train_member(
         shuffling_seed=config.seeds.shuffling + index,
         resume=resume,
         order=order,
+        warm=start is not None,
     )
     trainer.run(progress, position=position)
+
+
+def chosen_members(
+    state: TrainedMembers, n: int | None, least: int, generator: torch.Generator
+) -> list[Potential]:
+    """`n` members without replacement, all of them for None.
+
+    Raises
+    ------
+    ValueError
+        If more are asked for than were trained, or fewer than `least`.
+    """
+    members = state.potentials()
+    if n is None or n == len(members):
+        return members
+    if not least <= n <= len(members):
+        raise ValueError(
+            f"{n} samples asked of {len(members)} trained members of a posterior of kind "
+            f"{state.config.posterior.kind}; choose {least} to all"
+        )
+    chosen = torch.randperm(len(members), generator=generator)[:n]
+    return [members[index] for index in sorted(chosen.tolist())]
 
 
 def member_data(config: Config, device: str) -> tuple[TrainingData, GraphDataset, GraphDataset]:
@@ -194,16 +254,16 @@ def load_members(folder: Path) -> TrainedMembers:
         If a member has not finished training, or if the run started from the members of another.
     """
     config, record = read_run(folder)
-    start = getattr(config.posterior, "start_from", None)
-    if start is not None:
-        raise ValueError(
-            f"{folder} holds no training of its own: its posterior started from {start}; give that "
-            "run instead"
-        )
     n_members = getattr(config.posterior, "members", 1)
     weights = []
     for index in range(n_members):
         path = Path(folder) / member_name(index) / "checkpoint.pt"
+        start = getattr(config.posterior, "start_from", None)
+        if not path.is_file() and start is not None and config.posterior.kind != "evidential":
+            raise ValueError(
+                f"{folder} holds no training of its own: its posterior started from {start}; give "
+                "that run instead"
+            )
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: train the run with --resume to its end")
         state = load_state(path)

@@ -35,7 +35,8 @@ from ase_bayesmlip.posteriors.around_members import (
 )
 from ase_bayesmlip.training.data import GraphDataset
 from ase_bayesmlip.training.distributed import own_batches, sum_over_ranks
-from ase_bayesmlip.training.loss import evaluate, final_loss, loss
+from ase_bayesmlip.training.loss import final_loss, loss
+from ase_bayesmlip.training.outputs import evaluate
 from ase_bayesmlip.training.stage import digest
 from ase_bayesmlip.training.state import run_identity
 from ase_bayesmlip.training.validation import logged_errors

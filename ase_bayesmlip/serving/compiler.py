@@ -20,7 +20,7 @@ from ase import Atoms
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ase_bayesmlip.card import ModelCard, read_card
-from ase_bayesmlip.config import ModelConfig
+from ase_bayesmlip.config import LossConfig, ModelConfig
 from ase_bayesmlip.graph import AtomicGraph, batch_graphs
 from ase_bayesmlip.native import load_kernels
 from ase_bayesmlip.neighbors import graph_of
@@ -122,7 +122,7 @@ def rebuild_members(path: Path) -> tuple[list[Potential | LastLayerPotential], t
     """Potentials with the weights of a served file, in float64, and its reference energies."""
     card = read_card(path)
     model = from_dict(ModelConfig, card.config["model"])
-    loss_kind = card.config["loss"]["kind"]
+    loss = from_dict(LossConfig, card.config["loss"])
     with quiet_torchscript():
         module = torch.jit.load(str(path), map_location="cpu")
     members: list[Potential | LastLayerPotential] = []
@@ -136,7 +136,7 @@ def rebuild_members(path: Path) -> tuple[list[Potential | LastLayerPotential], t
             avg_n_neighbors=1.0 / convolution.normalisation,
             force_rms=float(state["scale"]),
         )
-        potential = build_potential(model, loss_kind, statistics, seed=0)
+        potential = build_potential(model, loss, statistics, seed=0)
         potential.load_state_dict({name: state[name] for name in potential.state_dict()})
         potential.eval().requires_grad_(False)
         if card.n_draws > 0:

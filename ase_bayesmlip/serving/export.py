@@ -24,6 +24,7 @@ from ase_bayesmlip.nn.derivatives import (
     stress_from_strain_gradient,
     with_derivative_inputs,
 )
+from ase_bayesmlip.nn.evidential_potential import ComponentPotential, EvidentialPotential
 from ase_bayesmlip.nn.last_layer import LastLayerPotential
 from ase_bayesmlip.nn.potential import MAX_ATOMIC_NUMBER, Potential
 from ase_bayesmlip.prediction import MemberOutput, Prediction
@@ -76,7 +77,8 @@ class ServedModel(nn.Module):
             Whether to return each sample's energies, forces and stress.
         force_spread : bool
             Whether to compute the epistemic covariance of forces and stress where that takes
-            derivatives of its own (`MemberOutput.draws`); elsewhere it is always there.
+            derivatives of its own (`MemberOutput.draws`), and the matrices of evidential laws;
+            elsewhere it is always there.
         """
         outputs: list[MemberOutput] = []
         energies: list[Tensor] = []
@@ -89,7 +91,7 @@ class ServedModel(nn.Module):
         for member in self.members:
             leaf, positions, strain = with_derivative_inputs(graph, stress)
             leaves = [positions, strain] if stress else [positions]
-            output = member(leaf)
+            output = member(leaf, force_spread)
             draws = output.draws
             force, sigma = derivatives(output.atomic_energies, leaves, graph.cell)
             energies.append(output.atomic_energies.detach().to(torch.float64))
@@ -137,14 +139,21 @@ def own_spread(
     outputs: list[MemberOutput], forces: list[Tensor], stresses: list[Tensor], stress: bool
 ) -> OwnSpread | None:
     """What the members know of their own uncertainty, stacked; None if they know nothing."""
-    directions: list[Tensor] = []
-    draws: list[Tensor] = []
+    directions: list[Tensor | None] = []
+    independent: list[Tensor | None] = []
+    covariances: list[Tensor | None] = []
+    traces: list[Tensor | None] = []
+    dofs: list[Tensor | None] = []
+    draws: list[Tensor | None] = []
     for output in outputs:
-        direction, draw = output.directions, output.draws
-        if direction is not None and draw is not None:
-            directions.append(direction.detach().to(torch.float64))
-            draws.append(draw.detach().to(torch.float64))
-    if len(directions) == 0:
+        directions.append(output.directions)
+        draws.append(output.draws)
+        independent.append(_first(output.atomic_energies_var_epistemic))
+        covariances.append(_first(output.forces_cov_epistemic))
+        traces.append(_first(output.forces_trace_epistemic))
+        dofs.append(_first(output.forces_dof))
+    all_directions, all_traces = stacked(directions), stacked(traces)
+    if all_directions is None and all_traces is None:
         return None
     all_forces: Tensor | None = None
     all_stresses: Tensor | None = None
@@ -152,18 +161,36 @@ def own_spread(
         all_forces = torch.stack(forces)
         if stress:
             all_stresses = torch.stack(stresses)
-    return OwnSpread(torch.stack(directions), torch.stack(draws), all_forces, all_stresses)
+    return OwnSpread(
+        all_directions,
+        stacked(independent),
+        stacked(covariances),
+        all_traces,
+        stacked(dofs),
+        stacked(draws),
+        all_forces,
+        all_stresses,
+    )
+
+
+def _first(heads: Tensor | None) -> Tensor | None:
+    """Of the one head that every potential has."""
+    return None if heads is None else heads[0]
+
+
+def stacked(parts: list[Tensor | None]) -> Tensor | None:
+    """Tensors of all members in float64, (S, ...); None where they are unknown."""
+    known: list[Tensor] = []
+    for part in parts:
+        if part is not None:
+            known.append(part.detach().to(torch.float64))
+    return torch.stack(known) if len(known) > 0 else None
 
 
 def mean_noise(parts: list[Tensor | None]) -> Tensor | None:
     """Average of the members' (K, ...) noise in float64; None where it is not trained."""
-    known: list[Tensor] = []
-    for part in parts:
-        if part is not None:
-            known.append(part.detach().mean(dim=0).to(torch.float64))
-    if len(known) == 0:
-        return None
-    return torch.stack(known).mean(dim=0)
+    known = stacked(parts)
+    return None if known is None else known.mean(dim=(0, 1))
 
 
 def export_members(
@@ -214,6 +241,7 @@ def _card(
 ) -> ModelCard:
     first = members[0]
     n_draws = first.deviations.shape[1] if isinstance(first, LastLayerPotential) else 0
+    evidential = isinstance(first, EvidentialPotential | ComponentPotential)
     statistics = record["statistics"]
     symbols = [chemical_symbols[z] for z in statistics["atomic_numbers"]]
     return ModelCard(
@@ -227,7 +255,8 @@ def _card(
         ddof=1 if len(members) > 1 else 0,
         n_draws=n_draws,
         seed=seed,
-        has_epistemic=len(members) > 1 or n_draws > 0,
+        has_epistemic=len(members) > 1 or n_draws > 0 or evidential,
+        evidential=evidential,
         has_aleatoric_energy=first.has_energy_noise,
         has_aleatoric_forces=first.covariance != "none",
         n_parameters=sum(parameter.numel() for parameter in first.parameters()),

@@ -37,20 +37,29 @@ class Means(NamedTuple):
 class OwnSpread(NamedTuple):
     """The epistemic uncertainty that each of S samples has of its own, see `MemberOutput`.
 
+    Fields are None where the samples do not know them, or were not asked.
+
     Attributes
     ----------
-    directions : Tensor of float64, (S, R, n_atoms), eV
-    energies : Tensor of float64, (S, D, n_atoms), eV
+    directions : Tensor of float64 or None, (S, R, n_atoms), eV
+    independent : Tensor of float64 or None, (S, n_atoms), eV²
+    forces_cov : Tensor of float64 or None, (S, n_atoms, 3, 3), (eV/Å)²
+    forces_trace : Tensor of float64 or None, (S, n_atoms), (eV/Å)²
+    forces_dof : Tensor of float64 or None, (S, n_atoms)
+    draw_energies : Tensor of float64 or None, (S, D, n_atoms), eV
         Drawn deviations.
-    forces : Tensor or None, (S, D, n_atoms, 3), eV/Å
-        None where they were not asked for.
-    stresses : Tensor or None, (S, D, n_graphs, 3, 3), eV/Å³
+    draw_forces : Tensor or None, (S, D, n_atoms, 3), eV/Å
+    draw_stresses : Tensor or None, (S, D, n_graphs, 3, 3), eV/Å³
     """
 
-    directions: Tensor
-    energies: Tensor
-    forces: Tensor | None
-    stresses: Tensor | None
+    directions: Tensor | None
+    independent: Tensor | None
+    forces_cov: Tensor | None
+    forces_trace: Tensor | None
+    forces_dof: Tensor | None
+    draw_energies: Tensor | None
+    draw_forces: Tensor | None
+    draw_stresses: Tensor | None
 
 
 class Spread(NamedTuple):
@@ -58,7 +67,9 @@ class Spread(NamedTuple):
 
     energy_var: Tensor | None
     atomic_energies_var: Tensor | None
+    energy_shares: Tensor | None
     forces_cov: Tensor | None
+    forces_trace: Tensor | None
     stress_cov: Tensor | None
 
 
@@ -84,9 +95,16 @@ def mix(
     reference = reference_energies.index_select(0, graph.atomic_numbers)
     total = sum_by_graph(means.energies, graph.batch, graph.n_graphs)
     offset = sum_by_graph(reference, graph.batch, graph.n_graphs)
-    spread = _between(total, means)
+    spread = _between(graph, total, means)
+    dof: Tensor | None = None
     if own is not None:
-        spread = _add_own(spread, graph, own, means.energies.shape[0])
+        dof = own.forces_dof
+        if dof is not None:
+            # A mixture of several laws is no Student-t.
+            dof = dof[0] if means.energies.shape[0] < 2 else None
+        own_spread = _own_moments(graph, own)
+        # Without one of its parts a sum would be too small, so it is then unknown as a whole.
+        spread = own_spread if means.energies.shape[0] < 2 else _added(spread, own_spread)
     stress: Tensor | None = None
     stresses = means.stresses
     if stresses is not None:
@@ -115,46 +133,83 @@ def mix(
         energy_members=energy_members,
         forces_members=force_members,
         stress_members=stress_members,
+        forces_trace_epistemic=spread.forces_trace,
+        forces_dof=dof,
+        energy_shares=_known_sum(spread.energy_shares, atomic_noise),
     )
 
 
-def _between(total: Tensor, means: Means) -> Spread:
+def _between(graph: AtomicGraph, total: Tensor, means: Means) -> Spread:
     """Spread of the samples' means; nothing is known of it from one sample."""
     if total.shape[0] < 2:
-        return Spread(None, None, None, None)
+        return Spread(None, None, None, None, None, None)
     stress_cov: Tensor | None = None
     stresses = means.stresses
     if stresses is not None:
         stress_cov = sample_covariance(to_voigt(stresses))
+    deviation = (total - total.mean(dim=0)).index_select(1, graph.batch)
+    shares = (means.energies * deviation).sum(dim=0) / (total.shape[0] - 1)
+    covariance = sample_covariance(means.forces)
     return Spread(
         sample_variance(total),
         sample_variance(means.energies),
-        sample_covariance(means.forces),
+        shares,
+        covariance,
+        None,
         stress_cov,
     )
 
 
-def _add_own(between: Spread, graph: AtomicGraph, own: OwnSpread, n_samples: int) -> Spread:
-    """Add the averages of the samples' own moments."""
-    sums = sum_by_graph(own.directions, graph.batch, graph.n_graphs)
-    energy_var = (sums * sums).sum(dim=(0, 1)) / n_samples
-    atomic_var = (own.directions * own.directions).sum(dim=(0, 1)) / n_samples
+def _own_moments(graph: AtomicGraph, own: OwnSpread) -> Spread:
+    """Averages of the samples' own moments."""
+    energy_var: Tensor | None = None
+    atomic_var: Tensor | None = None
+    shares: Tensor | None = None
+    directions, independent = own.directions, own.independent
+    if directions is not None:
+        n_samples = directions.shape[0]
+        sums = sum_by_graph(directions, graph.batch, graph.n_graphs)
+        energy_var = (sums * sums).sum(dim=(0, 1)) / n_samples
+        atomic_var = (directions * directions).sum(dim=(0, 1)) / n_samples
+        shares = (directions * sums.index_select(2, graph.batch)).sum(dim=(0, 1)) / n_samples
+        if independent is not None:
+            mean = independent.mean(dim=0)
+            energy_var = energy_var + sum_by_graph(mean, graph.batch, graph.n_graphs)
+            atomic_var, shares = atomic_var + mean, shares + mean
     forces_cov: Tensor | None = None
+    trace: Tensor | None = None
     stress_cov: Tensor | None = None
-    forces, stresses = own.forces, own.stresses
+    covariance, own_trace = own.forces_cov, own.forces_trace
+    forces, stresses = own.draw_forces, own.draw_stresses
+    if covariance is not None:
+        forces_cov = covariance.mean(dim=0)
+    if own_trace is not None:
+        trace = own_trace.mean(dim=0)
     if forces is not None:
         forces_cov = _second_moment(forces)
     if stresses is not None:
         stress_cov = _second_moment(to_voigt(stresses))
-    if n_samples < 2:
-        return Spread(energy_var, atomic_var, forces_cov, stress_cov)
-    # Without its own part a sum would be too small, so it is then unknown as a whole.
+    return Spread(energy_var, atomic_var, shares, forces_cov, trace, stress_cov)
+
+
+def _added(one: Spread, other: Spread) -> Spread:
     return Spread(
-        _sum(between.energy_var, energy_var),
-        _sum(between.atomic_energies_var, atomic_var),
-        _sum(between.forces_cov, forces_cov),
-        _sum(between.stress_cov, stress_cov),
+        _sum(one.energy_var, other.energy_var),
+        _sum(one.atomic_energies_var, other.atomic_energies_var),
+        _sum(one.energy_shares, other.energy_shares),
+        _sum(one.forces_cov, other.forces_cov),
+        None,
+        _sum(one.stress_cov, other.stress_cov),
     )
+
+
+def _known_sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Sum of those that are known."""
+    if one is None:
+        return other
+    if other is None:
+        return one
+    return one + other
 
 
 def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
@@ -176,9 +231,12 @@ def _samples(
     forces, stresses = means.forces, means.stresses
     if own is None:
         return total, forces, stresses
-    drawn = sum_by_graph(own.energies, graph.batch, graph.n_graphs)
+    draws = own.draw_energies
+    if draws is None:
+        return total, forces, stresses
+    drawn = sum_by_graph(draws, graph.batch, graph.n_graphs)
     energies = (total.unsqueeze(1) + drawn).flatten(0, 1)
-    force_deviations, stress_deviations = own.forces, own.stresses
+    force_deviations, stress_deviations = own.draw_forces, own.draw_stresses
     if force_deviations is not None:
         forces = (forces.unsqueeze(1) + force_deviations).flatten(0, 1)
     if stresses is not None and stress_deviations is not None:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from ase_bayesmlip.graph import AtomicGraph, DenseEdges
 from ase_bayesmlip.nn.dense_geometry import DenseGeometry, forces_from_edges, virial_from_edges
 from ase_bayesmlip.nn.derivatives import stress_from_strain_gradient
-from ase_bayesmlip.nn.last_layer import LastLayerPotential
+from ase_bayesmlip.nn.last_layer import LastLayerPotential, all_as_noise
 from ase_bayesmlip.nn.potential import Potential, set_readout_weights
 from ase_bayesmlip.nn.stacked import StackedPotential
-from ase_bayesmlip.prediction import Prediction
+from ase_bayesmlip.prediction import MemberOutput, Prediction
 from ase_bayesmlip.serving.mixture import Means, OwnSpread, mix
 from ase_bayesmlip.serving.variance_scaling import VarianceScaling
 
@@ -63,7 +63,8 @@ class MixtureProgram(nn.Module):
             else:
                 networks.append(member)
         self.n_draws = len(drawn) // self.n_members
-        stacked = StackedPotential([*networks, *drawn], TABLE_TOLERANCE[dtype])
+        tolerance = TABLE_TOLERANCE[dtype]
+        stacked = StackedPotential([*networks, *drawn], tolerance, n_heads=self.n_members)
         self.table_error = stacked.table_error
         self.stacked = stacked.to(dtype)
         first = networks[0]
@@ -114,13 +115,19 @@ class MixtureProgram(nn.Module):
         energies = output.atomic_energies.detach().to(torch.float64)
         forces = forces_from_edges(gradients, edges).to(torch.float64)
         n = self.n_members
+        energy_noise, force_noise = output.atomic_energies_var, output.forces_cov
+        own = _of_laws(output)
+        if self.n_draws > 0:
+            energy_noise, force_noise = all_as_noise(output)
+            drawn = energies[n:], forces[n:], stresses[n:]
+            own = self._own_spread(output.directions, *drawn, basis[:n])
         prediction = mix(
             graph,
             self.reference_energies,
             Means(energies[:n], forces[:n], stresses[:n]),
-            self._own_spread(energies[n:], forces[n:], stresses[n:], basis[:n]),
-            self._mean(output.atomic_energies_var),
-            self._mean(output.forces_cov),
+            own,
+            self._mean(energy_noise),
+            self._mean(force_noise),
             members=True,
         )
         return self.variance_scaling(graph.atomic_numbers, prediction)
@@ -132,16 +139,51 @@ class MixtureProgram(nn.Module):
         return noise[: self.n_members].detach().to(torch.float64).mean(dim=0)
 
     def _own_spread(
-        self, energies: Tensor, forces: Tensor, stresses: Tensor, basis: Tensor
-    ) -> OwnSpread | None:
+        self,
+        coherent: Tensor | None,
+        energies: Tensor,
+        forces: Tensor,
+        stresses: Tensor,
+        basis: Tensor,
+    ) -> OwnSpread:
         """What the drawn readouts say, (members · draws, ...), and the closed form."""
-        if self.n_draws == 0:
-            return None
         directions = torch.bmm(basis.detach(), self.get_buffer("factor")).transpose(1, 2)
+        if coherent is not None:
+            directions = torch.cat([directions, coherent.unsqueeze(1)], dim=1)
         energies, forces, stresses = (
             x.view(self.n_members, self.n_draws, *x.shape[1:]) for x in (energies, forces, stresses)
         )
-        return OwnSpread(directions.to(torch.float64), energies, forces, stresses)
+        return OwnSpread(
+            directions=directions.to(torch.float64),
+            independent=None,
+            forces_cov=None,
+            forces_trace=None,
+            forces_dof=None,
+            draw_energies=energies,
+            draw_forces=forces,
+            draw_stresses=stresses,
+        )
+
+
+def _of_laws(output: MemberOutput) -> OwnSpread | None:
+    """The epistemic part of the laws of evidential members; None for others."""
+    if output.forces_trace_epistemic is None:
+        return None
+    coherent = output.directions
+    return OwnSpread(
+        directions=None if coherent is None else coherent.unsqueeze(1).to(torch.float64),
+        independent=_wide(output.atomic_energies_var_epistemic),
+        forces_cov=_wide(output.forces_cov_epistemic),
+        forces_trace=_wide(output.forces_trace_epistemic),
+        forces_dof=_wide(output.forces_dof),
+        draw_energies=None,
+        draw_forces=None,
+        draw_stresses=None,
+    )
+
+
+def _wide(field: Tensor | None) -> Tensor | None:
+    return None if field is None else field.to(torch.float64)
 
 
 def _drawn_readouts(member: LastLayerPotential) -> list[Potential]:

@@ -65,7 +65,7 @@ class LoadedModel:
         """Mean and covariance for a list of structures.
 
         Without `force_spread` the epistemic covariances of forces and stress are left out where
-        they take derivatives of their own (`ModelCard.n_draws`).
+        they take work of their own (`ModelCard.lazy`).
 
         Works inside ``torch.inference_mode`` and ``torch.no_grad`` too: forces need gradients.
         """
@@ -76,7 +76,7 @@ class LoadedModel:
         with torch.inference_mode(False), torch.enable_grad():
             graph = _prepared(batch, self.device)
             # Files from before there were draws take no third switch.
-            left_out = (False,) if self.card.n_draws > 0 and not force_spread else ()
+            left_out = (False,) if self.card.lazy and not force_spread else ()
             prediction = self.module(graph, stress, members, *left_out)
         # Freezing drops the program's own detach(), and with it the end of the autograd graph.
         detached = (None if value is None else value.detach() for value in prediction)

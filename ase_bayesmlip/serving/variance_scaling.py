@@ -77,7 +77,21 @@ def calibrated(
         energy_members=about_mean(p.energy_members, p.energy, energy[0]),
         forces_members=about_mean(p.forces_members, p.forces, forces[0].view(-1, 1)),
         stress_members=stress_members,
+        forces_trace_epistemic=times(p.forces_trace_epistemic, forces[0]),
+        # Of the Student-t law of that covariance: its shape, which no factor changes.
+        forces_dof=p.forces_dof,
+        energy_shares=scaled_shares(p.energy_shares, p.atomic_energies_var_aleatoric, energy),
     )
+
+
+def scaled_shares(shares: Tensor | None, noise: Tensor | None, factors: Tensor) -> Tensor | None:
+    """Shares of atoms in the total variance of the energy, of which the noise is one part."""
+    if shares is None:
+        return None
+    if noise is None:
+        return shares * factors[0]
+    # The difference of the factors: with equal ones nothing is subtracted and added again.
+    return shares * factors[0] + noise * (factors[1] - factors[0])
 
 
 def times(variance: Tensor | None, factor: Tensor) -> Tensor | None:

@@ -22,7 +22,7 @@ from ase_bayesmlip.nn.derivatives import gradients, sum_by_graph, with_derivativ
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.statistics import gaussian_nll, inverse_and_logdet, multivariate_nll
 from ase_bayesmlip.training.data import Labels
-from ase_bayesmlip.training.loss import Outputs, evaluate, outputs_of
+from ase_bayesmlip.training.outputs import Outputs, evaluate, outputs_of
 
 
 class Linearised(NamedTuple):

@@ -18,7 +18,8 @@ from ase_bayesmlip.config import Config
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.training.data import GraphDataset
 from ase_bayesmlip.training.distributed import of_first_rank, own_batches, rank, sum_over_ranks
-from ase_bayesmlip.training.loss import evaluate, final_loss, loss
+from ase_bayesmlip.training.loss import final_loss, loss
+from ase_bayesmlip.training.outputs import evaluate
 from ase_bayesmlip.training.progress import METRICS_FILE, append_metrics, truncate_metrics
 from ase_bayesmlip.training.state import (
     TrainingState,
@@ -27,7 +28,11 @@ from ase_bayesmlip.training.state import (
     run_identity,
     save_state,
 )
-from ase_bayesmlip.training.validation import other_weights, validation_metrics
+from ase_bayesmlip.training.validation import (
+    other_weights,
+    validation_metrics,
+    warn_if_saturated,
+)
 
 
 class Trainer:
@@ -46,6 +51,8 @@ class Trainer:
         Continue from the checkpoint in the folder, if there is one.
     order : sequence of int, optional
         Indices of the training structures, repeated ones allowed (bootstrap).
+    warm : bool
+        Whether the potential is trained already, so that there is no warm-up.
     """
 
     def __init__(
@@ -58,17 +65,22 @@ class Trainer:
         shuffling_seed: int = 0,
         resume: bool = False,
         order: Sequence[int] | None = None,
+        warm: bool = False,
     ) -> None:
         self.potential = potential
         self.train_set, self.valid_set = train, valid
         self.config = config
         self.folder = folder
         self.shuffling_seed = shuffling_seed
+        self.warm = warm
+        trained = [p for p in potential.parameters() if p.requires_grad]
+        # Forces are differentiated again by the weights, unless those below the heads are fixed.
+        self.create_graph = potential.embedding.requires_grad
         self.order = np.arange(len(train)) if order is None else np.asarray(order)
         self.unit = float(potential.scale)
         self.stress = any(bool(labels.has_stress) for _, labels in train.items)
         self.optimizer = torch.optim.AdamW(
-            potential.parameters(),
+            trained,
             lr=config.training.learning_rate,
             weight_decay=config.training.weight_decay,
             amsgrad=True,
@@ -126,7 +138,7 @@ class Trainer:
         config = self.config
         warmup_epochs = round(config.loss.warmup_fraction * config.training.epochs)
         # A model with noise heads must not be left with heads that nothing trained.
-        warmup_epochs = min(warmup_epochs, config.training.epochs - 1)
+        warmup_epochs = 0 if self.warm else min(warmup_epochs, config.training.epochs - 1)
         return config.loss.warmup if epoch < warmup_epochs else final_loss(config.loss)
 
     def run(self, progress: bool = True, until: int | None = None, position: int = 0) -> Potential:
@@ -182,7 +194,7 @@ class Trainer:
             rate = self._learning_rate(n_batches)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            outputs = evaluate(self.potential, graph, self.stress, create_graph=True)
+            outputs = evaluate(self.potential, graph, self.stress, self.create_graph)
             value = loss(phase, weighted, outputs, labels, graph, self.unit)
             self.optimizer.zero_grad(set_to_none=True)
             value.backward()
@@ -231,7 +243,7 @@ class Trainer:
             return
         self.state.phase, self.state.phase_start = phase, self.state.step
         self.state.best_loss, self.state.n_stale = math.inf, 0
-        if phase in ("nll_e", "nll_jef"):
+        if phase not in ("mse", "huber"):
             # The likelihood is another objective: it starts from the averaged weights, whose
             # errors the scales are, and with fresh moments, since those of the warm-up know
             # nothing of the noise heads and would make their first steps far too long.
@@ -248,17 +260,19 @@ class Trainer:
     def _rescale_noise(self) -> None:
         """Give the error bars of the best weights the size of the validation errors.
 
-        A common factor c of all variances has its most likely value in closed form, c = ⟨r²/σ²⟩.
+        A common factor c of all variances has its most likely value in closed form, c = ⟨r²/σ²⟩,
+        or for Student-t laws by a short iteration.
         Means improve faster than the noise heads follow at the end of the schedule, so that
         without this the error bars are those of an earlier, less accurate potential.
         """
         kind = self.config.loss.kind
-        if kind not in ("nll_e", "nll_jef"):
+        if kind in ("mse", "eip"):  # eIP as published is not corrected
             return
         metrics = self._evaluate(self.state.best, kind)
         self.state.best["noise.energy_scale"] *= metrics["energy_chi2"]
-        if kind == "nll_jef":
+        if kind != "nll_e":
             self.state.best["noise.force_scale"] *= metrics["forces_chi2"]
+        warn_if_saturated(metrics, self.folder)
 
     def _validate(self) -> dict[str, float]:
         """Loss and errors of the averaged weights on the validation structures."""
@@ -307,5 +321,7 @@ class Trainer:
             "valid_forces_rmse_meV_per_A": metrics["forces_rmse_meV_per_A"],
             "seconds": round(seconds, 2),
         }
+        if "saturated" in metrics:
+            row["saturated"] = metrics["saturated"]
         if self.writes:
             append_metrics(self.folder / METRICS_FILE, row)

@@ -10,73 +10,23 @@ the energy term of it and the squared force error; MSE is
 
     w_E ΔE²/n + w_F |Δf|²/3 (mean over atoms).
 
-Stress enters as a squared error, w_S (V Δσ)²/n, the residual of the virial.
+Evidential losses (`training.evidential_loss`) have Student-t likelihoods in the places of the
+Gaussian ones. Stress enters as a squared error, w_S (V Δσ)²/n, the residual of the virial.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ase_bayesmlip.config import LossConfig
 from ase_bayesmlip.graph import AtomicGraph
-from ase_bayesmlip.nn.derivatives import (
-    gradients,
-    stress_from_strain_gradient,
-    sum_by_graph,
-    with_derivative_inputs,
-)
-from ase_bayesmlip.prediction import MemberOutput
+from ase_bayesmlip.loss_config import EVIDENTIAL_LOSSES
+from ase_bayesmlip.nn.derivatives import sum_by_graph
 from ase_bayesmlip.statistics import gaussian_nll, multivariate_nll
 from ase_bayesmlip.training.data import Labels
-
-
-class Outputs(NamedTuple):
-    """Predictions of one potential for a training batch.
-
-    Attributes
-    ----------
-    energy : Tensor of float64, (n_graphs,), eV, reference energies not included
-    forces : Tensor, (n_atoms, 3), eV/Å
-    stress : Tensor or None, (n_graphs, 3, 3), eV/Å³
-    energy_var : Tensor or None, (n_graphs,), eV²
-    forces_cov : Tensor or None, (n_atoms, 3, 3), (eV/Å)²
-    """
-
-    energy: Tensor
-    forces: Tensor
-    stress: Tensor | None
-    energy_var: Tensor | None
-    forces_cov: Tensor | None
-
-
-def evaluate(potential: nn.Module, graph: AtomicGraph, stress: bool, create_graph: bool) -> Outputs:
-    """Energy, forces, stress and noise of a batch; `create_graph` for a loss on forces."""
-    leaf, positions, strain = with_derivative_inputs(graph, stress)
-    leaves = [positions, strain] if stress else [positions]
-    return outputs_of(potential(leaf), leaves, graph, create_graph)
-
-
-def outputs_of(
-    output: MemberOutput, leaves: list[Tensor], graph: AtomicGraph, create_graph: bool
-) -> Outputs:
-    """Energies to forces, and to stress if the leaves are positions and strain."""
-    energies = output.atomic_energies[0]
-    slopes = gradients(energies.sum(), leaves, create_graph)
-    stress = len(leaves) > 1
-    sigma = stress_from_strain_gradient(slopes[1], graph.cell) if stress else None
-    variance = output.atomic_energies_var
-    return Outputs(
-        energy=sum_by_graph(energies, graph.batch, graph.n_graphs),
-        forces=-slopes[0],
-        stress=sigma,
-        energy_var=None
-        if variance is None
-        else sum_by_graph(variance[0], graph.batch, graph.n_graphs),
-        forces_cov=None if output.forces_cov is None else output.forces_cov[0],
-    )
+from ase_bayesmlip.training.evidential_loss import evidential_loss
+from ase_bayesmlip.training.outputs import Outputs
 
 
 def loss(
@@ -86,17 +36,20 @@ def loss(
 
     Parameters
     ----------
-    kind : "mse", "huber", "nll_e" or "nll_jef"
+    kind : "mse", "huber", "nll_e", "nll_jef", "evidential" or "eip"
         The warm-up's or the final kind.
     unit : float, eV/Å
         Force RMS of the training set.
     """
     residual = (outputs.energy - labels.energy) / unit
     force_residual = (outputs.forces - labels.forces) / unit
-    value = config.energy_weight * _energy_term(kind, config, outputs, labels, residual, unit)
-    value = value + config.forces_weight * _force_term(
-        kind, config, outputs, labels, graph, force_residual, unit
-    )
+    if kind in EVIDENTIAL_LOSSES:
+        value = evidential_loss(config, outputs, labels, graph, unit)
+    else:
+        value = config.energy_weight * _energy_term(kind, config, outputs, labels, residual, unit)
+        value = value + config.forces_weight * _force_term(
+            kind, config, outputs, labels, graph, force_residual, unit
+        )
     if outputs.stress is not None and bool(labels.has_stress.any()):
         volume = torch.linalg.det(graph.cell).abs()[labels.has_stress].view(-1, 1, 1)
         difference = (outputs.stress - labels.stress)[labels.has_stress] * volume / unit

@@ -17,10 +17,11 @@ from ase import Atoms
 
 import ase_bayesmlip
 from ase_bayesmlip.card import read_card
-from ase_bayesmlip.config import Config, DataConfig
+from ase_bayesmlip.config import Config, DataConfig, LossConfig
 from ase_bayesmlip.nn.build import build_potential
 from ase_bayesmlip.nn.last_layer import LastLayerPotential
 from ase_bayesmlip.nn.potential import Potential, readout_weights
+from ase_bayesmlip.posterior_config import EnsembleConfig, EvidentialConfig
 from ase_bayesmlip.serving.export import export_members
 from ase_bayesmlip.training.data import load_training_data
 
@@ -51,7 +52,11 @@ def structure(frames: str, repeat: tuple[int, int, int] = (1, 1, 1)) -> Atoms:
 
 
 def served_file(
-    frames: str, n_members: int, compile_for: tuple[str, str] | None = None, n_draws: int = 0
+    frames: str,
+    n_members: int,
+    compile_for: tuple[str, str] | None = None,
+    n_draws: int = 0,
+    loss: str = "nll_jef",
 ) -> Path:
     """A served file of untrained potentials of the default shape for the elements of the frames.
 
@@ -63,15 +68,22 @@ def served_file(
         What the file must hold a compiled program for.
     n_draws : int
         Drawn readouts of each potential, as a last-layer Laplace approximation has them.
+    loss : str
+        Decides about the heads: "nll_jef" has noise heads, "mse" none, "evidential" laws.
     """
-    name = f"{Path(frames).parent.name}-{n_members}-{n_draws}.pt"
+    name = f"{Path(frames).parent.name}-{loss}-{n_members}-{n_draws}.pt"
     path = CACHE / _source_digest() / name
     if not path.exists():
         source = str(data_file(frames))
-        config = Config(data=DataConfig(train=f"{source}@0:2", valid=f"{source}@2:3"))
+        posterior = EvidentialConfig() if loss == "evidential" else EnsembleConfig()
+        config = Config(
+            data=DataConfig(train=f"{source}@0:2", valid=f"{source}@2:3"),
+            loss=LossConfig(kind=loss),  # type: ignore[arg-type]
+            posterior=posterior,
+        )
         data = load_training_data(config)
         members = [
-            build_potential(config.model, config.loss.kind, data.statistics, seed=seed)
+            build_potential(config.model, config.loss, data.statistics, seed=seed)
             for seed in range(n_members)
         ]
         if n_draws > 0:

@@ -5,7 +5,8 @@ python examples/benchmarks/posterior_cost.py --threads 2 --out ase_bayesmlip/pos
 Prints a table of milliseconds and ratios, and with --out writes the file that `bayesmlip inspect`
 quotes. A posterior is either n networks (ensemble, SWAG, IVON, Laplace of all weights: everything
 comes at once) or one network with n drawn readouts (last-layer Laplace: energy variances in closed
-form, the covariance of forces by n derivatives more). Potentials are untrained, of the default
+form, the covariance of forces by n derivatives more), or one evidential network, whose whole answer
+is compared with the same network without heads. Potentials are untrained, of the default
 shape, in float32. BAYESMLIP_DATA is the folder of the reference data, for the box of water.
 """
 
@@ -33,16 +34,23 @@ N = 8
 def cases(frames: str, compiled: bool) -> dict[str, BayesianCalculator]:
     """Calculators to compare, by name."""
     one, many, draws = (served_file(frames, n, n_draws=d) for n, d in ((1, 0), (N, 0), (1, N)))
+    bare, evidential = (served_file(frames, 1, loss=loss) for loss in ("mse", "evidential"))
     found = {
         "one": BayesianCalculator(one, backend="torchscript"),
         "networks": BayesianCalculator(many, backend="torchscript"),
         "draws_energy": BayesianCalculator(draws, backend="torchscript", lazy=True),
         "draws": BayesianCalculator(draws, backend="torchscript"),
+        "bare": BayesianCalculator(bare, backend="torchscript"),
+        "evidential": BayesianCalculator(evidential, backend="torchscript"),
+        "evidential_lazy": BayesianCalculator(evidential, backend="torchscript", lazy=True),
     }
     if compiled:
         target = ("cpu", "float32")
         for name, n, d in (("one", 1, 0), ("networks", N, 0), ("draws", 1, N)):
             path = served_file(frames, n, compile_for=target, n_draws=d)
+            found[f"{name}_compiled"] = BayesianCalculator(path, backend="aoti")
+        for name, loss in (("bare", "mse"), ("evidential", "evidential")):
+            path = served_file(frames, 1, compile_for=target, loss=loss)
             found[f"{name}_compiled"] = BayesianCalculator(path, backend="aoti")
     return found
 
@@ -89,7 +97,8 @@ def main() -> None:
         steps = {name: evaluation(calc, atoms) for name, calc in calculators.items()}
         found[system] = medians(steps, arguments.turns)
         for name, milliseconds in found[system].items():
-            base = found[system]["one_compiled" if name.endswith("compiled") else "one"]
+            first = "bare" if name.startswith(("bare", "evidential")) else "one"
+            base = found[system][f"{first}_compiled" if name.endswith("compiled") else first]
             print(f"{system:10s} {name:20s} {milliseconds:9.2f} ms  {milliseconds / base:5.2f}")
     if arguments.out:
         content = {**conditions(), "n": N, "milliseconds": found}

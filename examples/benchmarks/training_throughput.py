@@ -28,7 +28,8 @@ from ase_bayesmlip.datasets import sha256
 from ase_bayesmlip.nn.build import build_potential
 from ase_bayesmlip.training.allocator import keep_freed_memory
 from ase_bayesmlip.training.data import GraphDataset, TrainingData, load_training_data
-from ase_bayesmlip.training.loss import evaluate, loss
+from ase_bayesmlip.training.loss import loss
+from ase_bayesmlip.training.outputs import evaluate
 
 # The shapes of examples/configs/acac_race_plus.yaml (the default) and acac_race.yaml.
 MODELS = {
@@ -45,7 +46,7 @@ def stepper(
     """A function that takes a training step on the next batch, and the number of weights."""
     config = Config(data=DataConfig(train=""), model=model)
     precision = getattr(torch, dtype)
-    potential = build_potential(model, "nll_jef", data.statistics, seed=0, dtype=precision)
+    potential = build_potential(model, LossConfig(), data.statistics, seed=0, dtype=precision)
     potential.to(device)
     parameters = list(potential.parameters())
     # A rate of nearly zero: the time is the same, and no case runs away from its start.

@@ -40,7 +40,7 @@ def shipped(tmp_path_factory, data_folder):
     return path
 
 
-@pytest.fixture(scope="session", params=["race", "point", "laplace"])
+@pytest.fixture(scope="session", params=["race", "point", "laplace", "evidential"])
 def other(request, tmp_path_factory, serve):
     """Other backbones and posteriors; all but race are compiled in float64."""
     path = tmp_path_factory.mktemp("compiled") / f"{request.param}.pt"

@@ -39,7 +39,7 @@ FACTORS = Factors(
     stress_epistemic=1.75,
 )
 MEANS = ["energy", "atomic_energies", "forces", "stress"]
-KINDS = ["small", "nll_e", "point", "laplace_mixture"]
+KINDS = ["small", "nll_e", "point", "laplace_mixture", "evidential"]
 
 
 def record_of(factors):
@@ -80,7 +80,7 @@ def predictions(model, frames, **options):
 
 
 def factors_of(name, numbers):
-    """What a field is to be multiplied by; None for means and members."""
+    """What a field is to be multiplied by; None for means, members and what is no multiple."""
     if "_var_" in name:
         return FACTORS.energy_epistemic if "epistemic" in name else FACTORS.energy_aleatoric
     if name == "stress_cov_epistemic":
@@ -88,7 +88,9 @@ def factors_of(name, numbers):
     if name.startswith("forces_cov"):
         rows = FACTORS.of_atoms(Atoms(numbers).get_chemical_symbols())
         return torch.tensor(rows["aleatoric" in name]).view(-1, 1, 1)
-    return None
+    if name == "forces_trace_epistemic":
+        return torch.tensor(FACTORS.of_atoms(Atoms(numbers).get_chemical_symbols())[0])
+    return 1.0 if name == "forces_dof" else None
 
 
 # --- the function ---
@@ -103,11 +105,14 @@ def every_field(n_atoms=2, n_graphs=1, n_samples=3):
         "energy_members": (n_samples, n_graphs),
         "forces_members": (n_samples, n_atoms, 3),
         "stress_members": (n_samples, n_graphs, 3, 3),
+        **{name: (n_atoms, 3, 3) for name in Prediction._fields if "forces_cov" in name},
+        **{name: (n_graphs,) for name in Prediction._fields if name.startswith("energy_var")},
+        "stress_cov_epistemic": (n_graphs, 6, 6),
     }
     generator = torch.Generator().manual_seed(0)
     return Prediction(
         **{
-            name: torch.rand(shapes.get(name, (n_atoms, 1, 1)), generator=generator)
+            name: torch.rand(shapes.get(name, (n_atoms,)), generator=generator)
             for name in Prediction._fields
         }
     )
@@ -146,6 +151,12 @@ def test_means_are_the_same_to_the_bit_and_variances_multiplied(
             assert other is None, field
         elif field in MEANS:
             assert torch.equal(one, other), field
+        elif field == "energy_shares":  # they sum to the total variance, as before
+            total = (after.energy_var_epistemic, after.energy_var_aleatoric)
+            expected = sum(part for part in total if part is not None)
+            batch = torch.tensor([0] * len(frames[0]) + [1] * len(frames[1]))
+            sums = torch.zeros(2, dtype=torch.float64).index_add(0, batch, other)
+            torch.testing.assert_close(sums, expected, rtol=1e-6, atol=0)
         else:
             torch.testing.assert_close(other, one * factors_of(field, numbers), rtol=1e-12, atol=0)
 

@@ -18,7 +18,7 @@ from ase_bayesmlip.posteriors import ensemble, point
 from ase_bayesmlip.posteriors.members import load_members
 from ase_bayesmlip.training.data import GraphDataset, load_training_data
 from ase_bayesmlip.training.loop import Trainer
-from ase_bayesmlip.training.loss import evaluate
+from ase_bayesmlip.training.outputs import evaluate
 from ase_bayesmlip.training.state import load_state, save_state
 
 DATA = Path(__file__).parents[2] / "data"
@@ -63,7 +63,7 @@ def make_trainer(config: Config, folder: Path, seed: int = 0, **arguments) -> Tr
         GraphDataset(frames, data.references, config.model.cutoff, dtype)
         for frames in (data.train, data.valid)
     )
-    potential = build_potential(config.model, config.loss.kind, data.statistics, seed, dtype)
+    potential = build_potential(config.model, config.loss, data.statistics, seed, dtype)
     return Trainer(potential, train, valid, config, folder, **arguments)
 
 

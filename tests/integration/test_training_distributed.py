@@ -22,7 +22,8 @@ from ase_bayesmlip.posteriors import ensemble
 from ase_bayesmlip.training import distributed
 from ase_bayesmlip.training.data import GraphDataset, load_training_data
 from ase_bayesmlip.training.loop import Trainer
-from ase_bayesmlip.training.loss import evaluate, loss
+from ase_bayesmlip.training.loss import loss
+from ase_bayesmlip.training.outputs import evaluate
 from ase_bayesmlip.training.state import load_state
 
 DATA = Path(__file__).parents[2] / "data"
@@ -92,7 +93,7 @@ def make_sets(config: Config) -> tuple[GraphDataset, GraphDataset]:
 
 def make_potential(config: Config, seed: int = 0) -> torch.nn.Module:
     statistics = load_training_data(config).statistics
-    return build_potential(config.model, config.loss.kind, statistics, seed)
+    return build_potential(config.model, config.loss, statistics, seed)
 
 
 def train(config: Config, folder: Path) -> dict[str, torch.Tensor]:

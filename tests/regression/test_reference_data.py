@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ase_bayesmlip.config import Config, from_dict
+from ase_bayesmlip.config import Config, LossConfig, from_dict
 from ase_bayesmlip.datasets import read_frames
 from ase_bayesmlip.nn.build import build_potential
 from ase_bayesmlip.training.data import GraphDataset, load_training_data
@@ -46,7 +46,9 @@ def test_learns_acetylacetone(reference_data, tmp_path):
         },
     )
     data = load_training_data(config)
-    potential = build_potential(config.model, "mse", data.statistics, 0, torch.float32)
+    potential = build_potential(
+        config.model, LossConfig(kind="mse"), data.statistics, 0, torch.float32
+    )
     sets = [
         GraphDataset(frames, data.references, config.model.cutoff, torch.float32)
         for frames in (data.train, data.valid)

@@ -14,7 +14,8 @@ from ase_bayesmlip.nn.build import DataStatistics, build_potential
 from ase_bayesmlip.statistics import gaussian_nll, multivariate_nll
 from ase_bayesmlip.testing import graph_of
 from ase_bayesmlip.training.data import Labels
-from ase_bayesmlip.training.loss import Outputs, evaluate, loss
+from ase_bayesmlip.training.loss import loss
+from ase_bayesmlip.training.outputs import Outputs, evaluate
 
 UNIT = 1.7
 
@@ -289,7 +290,7 @@ def test_potential_learns_the_noise_of_its_labels(covariance):
         covariance=covariance,
     )
     statistics = DataStatistics([1, 8], [0.0, 0.0], 1.0, TRUE_FORCE)
-    potential = build_potential(config, "nll_jef", statistics, seed=0)
+    potential = build_potential(config, LossConfig(), statistics, seed=0)
     objective = LossConfig(energy_weight=1.0, forces_weight=4.0, beta=0.0)
     minimise(potential, "mse", 30, objective, graph, labels)
     outputs = evaluate(potential, graph, stress=False, create_graph=False)

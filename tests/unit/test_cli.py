@@ -214,5 +214,5 @@ def test_from_frames_to_a_served_file(write_config, tmp_path, data_folder, capsy
     assert np.abs(errors).max() < 60.0
 
     assert main(["serve", str(run), "-o", str(path), "--samples", "3"]) == 2
-    assert "3 samples asked of an ensemble of 2" in capsys.readouterr().err
+    assert "3 samples asked of 2 trained members" in capsys.readouterr().err
     assert read_card(path) == card

@@ -17,7 +17,8 @@ from ase_bayesmlip.training.curvature import (
     linearise_last_layer,
     predictive_nll,
 )
-from ase_bayesmlip.training.loss import evaluate, negative_log_likelihood
+from ase_bayesmlip.training.loss import negative_log_likelihood
+from ase_bayesmlip.training.outputs import evaluate
 
 KINDS = ["nll_jef", "nll_e", "mse"]
 each_kind = pytest.mark.parametrize("kind", KINDS)

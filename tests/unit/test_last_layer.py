@@ -21,7 +21,7 @@ from ase_bayesmlip.nn.derivatives import sum_by_graph
 from ase_bayesmlip.nn.potential import readout_weights, set_readout_weights
 from ase_bayesmlip.posteriors import laplace
 from ase_bayesmlip.prediction import to_voigt
-from ase_bayesmlip.training.loss import evaluate
+from ase_bayesmlip.training.outputs import evaluate
 
 KINDS = ["nll_jef", "nll_e", "mse"]
 each_kind = pytest.mark.parametrize("kind", KINDS)

@@ -20,7 +20,6 @@ from ase_bayesmlip.nn.angular import SphericalHarmonics
 from ase_bayesmlip.nn.evidential import (
     InitialBiases,
     NormalInverseWishart,
-    VectorProductTensor,
     aleatoric_covariance,
     epistemic_covariance,
     epistemic_deviation,
@@ -41,6 +40,7 @@ from ase_bayesmlip.nn.heads import (
     exp_traceless_trace,
     traceless_symmetric,
 )
+from ase_bayesmlip.nn.tensor_source import VectorProductTensor
 
 UNIT = torch.tensor(0.09, dtype=torch.float64)
 IDENTITY = torch.eye(3, dtype=torch.float64)
@@ -437,7 +437,11 @@ def test_penalty_in_closed_form_and_without_a_pull_on_forces():
 
 def make_product(size: float = 1.0, channels: int = 6, rank: int = 4) -> VectorProductTensor:
     generator = torch.Generator().manual_seed(3)
-    return VectorProductTensor(channels, rank, generator, size).double()
+    return VectorProductTensor(channels, rank, generator, size)
+
+
+# Gates of ten atoms for its four products.
+GATE = torch.sigmoid(torch.linspace(-2.0, 2.0, 40, dtype=torch.float64).view(10, 4))
 
 
 @pytest.mark.parametrize("irrep", ["1o", "1e"])
@@ -445,27 +449,28 @@ def test_products_of_vectors_are_equivariant(irrep):
     product, vectors = make_product().requires_grad_(False), randn(10, 3, 6)
     for rotation in rotations(20):
         turned = torch.einsum("ab,nbc->nac", representation(irrep, rotation), vectors)
-        expected = product(vectors) @ representation("2e", rotation).T
-        assert float((product(turned) - expected).abs().max()) < 1e-12
+        expected = product(vectors, GATE) @ representation("2e", rotation).T
+        assert float((product(turned, GATE) - expected).abs().max()) < 1e-12
 
 
 def test_products_of_vectors_in_closed_form():
     product, vectors = make_product(), randn(10, 3, 6)
     mixed = vectors @ product.mixing.detach() / math.sqrt(6)
-    outer = torch.einsum("nak,nbk,k->nab", mixed, mixed, product.weight.detach() / math.sqrt(4))
+    weight = GATE * product.weight.detach() / math.sqrt(4)
+    outer = torch.einsum("nak,nbk,nk->nab", mixed, mixed, weight)
     trace = outer.diagonal(dim1=1, dim2=2).sum(1).view(-1, 1, 1)
-    found = traceless_symmetric(product(vectors))
+    found = traceless_symmetric(product(vectors, GATE))
     torch.testing.assert_close(found, outer - trace / 3.0 * IDENTITY, rtol=1e-12, atol=1e-12)
 
 
 def test_law_of_rotated_vectors_is_the_rotated_law():
-    product, vectors, raw = make_product().requires_grad_(False), randn(10, 3, 6), randn(10, 3)
-    niw = niw_parameters(raw, product(vectors), 0.0)
+    product, vectors, raw = make_product(2.0).requires_grad_(False), randn(10, 3, 6), randn(10, 3)
+    niw = niw_parameters(raw, product(vectors, GATE), 0.0)
     scale, residual = scale_matrix(niw, UNIT), randn(10, 3, seed=5)
     # Anisotropic enough for the test to mean something.
     assert float(niw.tensor.norm(dim=1).max()) > 2.0
     for rotation in rotations(10):
-        turned = niw_parameters(raw, product(torch.matmul(rotation, vectors)), 0.0)
+        turned = niw_parameters(raw, product(torch.matmul(rotation, vectors), GATE), 0.0)
         expected = rotation @ scale @ rotation.T
         assert float((scale_matrix(turned, UNIT) - expected).abs().max()) < 1e-12
         torch.testing.assert_close(
@@ -478,7 +483,7 @@ def test_law_of_rotated_vectors_is_the_rotated_law():
 
 def test_weights_of_zero_are_no_dead_start():
     product = make_product(size=0.0)
-    t = product(randn(10, 3, 6))
+    t = product(randn(10, 3, 6), GATE)
     assert torch.equal(t, torch.zeros_like(t))
     niw = niw_parameters(torch.zeros(10, 3, dtype=torch.float64), t, 0.0)
     student_t_nll(randn(10, 3, seed=5), niw, UNIT).sum().backward()
@@ -495,12 +500,13 @@ class Head(torch.nn.Module):
         super().__init__()
         self.product = make_product()
         self.coupling = coupling
+        self.register_buffer("gate", GATE[:7].clone())
         self.register_buffer("unit", UNIT.clone())
 
     def forward(
         self, raw: torch.Tensor, vectors: torch.Tensor, residual: torch.Tensor
     ) -> list[torch.Tensor]:
-        niw = niw_parameters(raw, self.product(vectors), self.coupling)
+        niw = niw_parameters(raw, self.product(vectors, self.gate), self.coupling)
         return [
             niw.log_scale,
             niw.tensor,

@@ -9,7 +9,7 @@ import torch
 from ase import Atoms
 from e3nn import o3
 
-from ase_bayesmlip.config import ModelConfig
+from ase_bayesmlip.config import LossConfig, ModelConfig
 from ase_bayesmlip.nn.angular import component_slices, n_components, parse_irreps
 from ase_bayesmlip.nn.build import DataStatistics, build_potential
 from ase_bayesmlip.nn.interaction import SpeciesLinear
@@ -32,7 +32,7 @@ def cluster() -> Atoms:
 def make_potential(**changes):
     config = ModelConfig(cutoff=CUTOFF, radial_hidden=[8], readout_hidden=8, **changes)
     statistics = DataStatistics([1, 6, 8], [0.0, 0.0, 0.0], 4.0, 1.0)
-    return build_potential(config, "nll_jef", statistics, seed=0).requires_grad_(False)
+    return build_potential(config, LossConfig(), statistics, seed=0).requires_grad_(False)
 
 
 def summed_features(potential, atoms: Atoms) -> list[torch.Tensor]:

@@ -16,7 +16,7 @@ from ase.build import bulk, molecule
 from noise import wake_noise
 from torch import nn
 
-from ase_bayesmlip.config import ModelConfig
+from ase_bayesmlip.config import LossConfig, ModelConfig
 from ase_bayesmlip.graph import AtomicGraph, batch_graphs, dense_edges, strained
 from ase_bayesmlip.native import load_kernels
 from ase_bayesmlip.nn.build import DataStatistics, build_potential
@@ -26,7 +26,7 @@ from ase_bayesmlip.nn.radial_table import interpolate
 from ase_bayesmlip.nn.stacked import StackedPotential
 from ase_bayesmlip.serving.compiler import build_kernels
 from ase_bayesmlip.testing import graph_of
-from ase_bayesmlip.training.loss import evaluate
+from ase_bayesmlip.training.outputs import evaluate
 
 CUTOFF = 4.0
 MEMBERS = 3
@@ -63,7 +63,7 @@ def make_member(case, seed):
     options = {"cutoff": CUTOFF, "radial_hidden": [8], "readout_hidden": 8, "n_radial": 5}
     options |= CASES[case]
     loss = options.pop("loss", "nll_jef")
-    potential = build_potential(ModelConfig(**options), loss, STATISTICS, seed)
+    potential = build_potential(ModelConfig(**options), LossConfig(kind=loss), STATISTICS, seed)
     generator = torch.Generator().manual_seed(seed + 100)
     with torch.no_grad():
         potential.bias += 0.3 * torch.randn(potential.bias.shape, generator=generator)

@@ -1,0 +1,274 @@
+"""The head of e²IP: from the features of any backbone to the evidential law of every atom.
+
+Invariants give the scale, the degrees of freedom and the evidence; features that rotate give the
+anisotropic part of the covariance, so that it rotates with them (arXiv 2602.10419). The head is a
+few matrix products on features that are there anyway.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ase_bayesmlip.nn.angular import Irrep
+from ase_bayesmlip.nn.evidential import (
+    NormalInverseWishart,
+    aleatoric_covariance,
+    epistemic_deviation,
+    initial_biases,
+    niw_parameters,
+    predictive_dof,
+)
+from ase_bayesmlip.nn.heads import energy_variance
+from ase_bayesmlip.nn.normal_inverse_gamma import (
+    ComponentNIG,
+    eip_aleatoric_variance,
+    eip_epistemic_variance,
+    eip_parameters,
+)
+from ase_bayesmlip.nn.radial import DenseNetwork
+from ase_bayesmlip.nn.tensor_source import (
+    NoTensor,
+    TensorMix,
+    VectorProductTensor,
+    directed_irrep,
+    joined,
+    starts_of,
+)
+from ase_bayesmlip.prediction import MemberOutput
+
+# Raw channels: s, ν, κ of the forces, then ln σ² and δ of the energy.
+N_RAW = 5
+HIDDEN, RANK = 32, 16
+INITIAL_DOF = 10.0
+# softplus(-4) = 0.018: coherent errors start below independent ones up to some hundred atoms.
+INITIAL_COHERENT = -4.0
+
+
+class Evidence(NamedTuple):
+    """Laws of the errors of n atoms.
+
+    Attributes
+    ----------
+    niw : NormalInverseWishart
+        Of the forces.
+    unit_squared : Tensor, (), (eV/Å)²
+        σ_F², the unit of `niw`.
+    energy_scale : Tensor, (n,), eV²
+        s² of the normal-inverse-gamma law of each atom's energy, which shares ν and κ.
+    coherent : Tensor, (n,), eV
+        δ ≥ 0, the error that atoms have in common: Cov(ε_i, ε_j) = δ_i δ_j.
+    """
+
+    niw: NormalInverseWishart
+    unit_squared: Tensor
+    energy_scale: Tensor
+    coherent: Tensor
+
+
+class EvidentialHead(nn.Module):
+    """Features of all layers to the `Evidence` of every atom.
+
+    Parameters
+    ----------
+    irreps : list of list of Irrep
+        Of the features after each layer.
+    channels, n_species : int
+    form : "spd", "iso" or "invariant"
+        Anisotropic part from features that rotate, none, or from five invariants, which is not
+        equivariant.
+    coupling : float
+        See `niw_parameters`.
+
+    Raises
+    ------
+    ValueError
+        If `form` is "spd" and no features rotate.
+    """
+
+    def __init__(
+        self,
+        irreps: list[list[Irrep]],
+        channels: int,
+        n_species: int,
+        form: str,
+        coupling: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.coupling = coupling
+        self.n_tensor_scalars = 5 if form == "invariant" else 0
+        n_raw = N_RAW + self.n_tensor_scalars
+        self.invariant_starts = starts_of(irreps, Irrep(0, 1))
+        self.network = DenseNetwork([channels * len(irreps), HIDDEN, n_raw], generator)
+        with torch.no_grad():  # the likelihood starts from the measured errors exactly
+            self.network.weights[-1].zero_()
+        bias = torch.zeros(n_raw, dtype=torch.float64)
+        bias[:N_RAW] = torch.tensor(_initial_bias(coupling), dtype=torch.float64)
+        self.bias = nn.Parameter(bias.repeat(n_species, 1))
+        irrep = directed_irrep(irreps)
+        if form == "spd" and irrep is None:
+            raise ValueError(
+                "covariance 'spd' of an evidential potential is read from vectors or 2e features, "
+                "but no layer has any that the energy reads; add 1o to hidden_irreps and use two "
+                "layers or more, or choose covariance 'iso'"
+            )
+        self.n_components = 0 if irrep is None else irrep.dim
+        self.directed_starts = [-1] * len(irreps) if irrep is None else starts_of(irreps, irrep)
+        n_directed = channels * sum(start >= 0 for start in self.directed_starts)
+        self.source: nn.Module = NoTensor()
+        if form == "spd":
+            kind = TensorMix if self.n_components == 5 else VectorProductTensor
+            self.source = kind(n_directed, RANK, generator, size=0.0)
+        gates = torch.randn(HIDDEN, RANK, generator=generator, dtype=torch.float64)
+        self.gates = nn.Parameter(gates / math.sqrt(HIDDEN))
+
+    def forward(
+        self, features: list[Tensor], species: Tensor, force_scale: Tensor, energy_scale: Tensor
+    ) -> Evidence:
+        """The laws of n atoms.
+
+        Parameters
+        ----------
+        features : list of Tensor, each (n, components, channels)
+        species : Tensor, (n, n_species), one-hot
+        force_scale, energy_scale : Tensor, (), (eV/Å)² and eV²
+            Units of the raw channels.
+        """
+        raw, hidden = self.network.with_basis(joined(features, self.invariant_starts, 1)[:, 0])
+        raw = raw + species @ self.bias
+        if self.n_tensor_scalars > 0:
+            tensor = raw[:, 5:]
+        else:
+            directed = joined(features, self.directed_starts, self.n_components)
+            tensor = self.source(directed, torch.sigmoid(hidden @ self.gates))
+        return Evidence(
+            niw_parameters(raw[:, :3], tensor, self.coupling),
+            force_scale,
+            energy_variance(raw[:, 3], energy_scale),
+            torch.sqrt(energy_scale) * functional.softplus(raw[:, 4]),
+        )
+
+    def output(self, energies: Tensor, evidence: Evidence, matrices: bool) -> MemberOutput:
+        """Moments of the laws: aleatoric and epistemic parts of energies and forces.
+
+        Parameters
+        ----------
+        energies : Tensor, (n,), eV
+        matrices : bool
+            Whether to build the covariances of the forces; the epistemic trace needs none.
+        """
+        niw = evidence.niw
+        energy_noise = niw.dof / (niw.dof - 2.0) * evidence.energy_scale
+        deviation = epistemic_deviation(niw, evidence.unit_squared)
+        noise: Tensor | None = None
+        epistemic: Tensor | None = None
+        if matrices:
+            covariance = aleatoric_covariance(niw, evidence.unit_squared)
+            noise = covariance.unsqueeze(0)
+            epistemic = (covariance / niw.evidence.view(-1, 1, 1)).unsqueeze(0)
+        return MemberOutput(
+            energies.unsqueeze(0),
+            energy_noise.unsqueeze(0),
+            noise,
+            directions=evidence.coherent.unsqueeze(0),
+            draws=None,
+            atomic_energies_var_epistemic=(energy_noise / niw.evidence).unsqueeze(0),
+            forces_cov_epistemic=epistemic,
+            forces_trace_epistemic=(3.0 * deviation * deviation).unsqueeze(0),
+            forces_dof=predictive_dof(niw).unsqueeze(0),
+        )
+
+
+def _initial_bias(coupling: float) -> list[float]:
+    """Raw channels whose total variances are one in the units of forces and energies."""
+    start = initial_biases(1.0, 1.0, dof=INITIAL_DOF, coupling=coupling)
+    evidence = INITIAL_DOF / coupling if coupling > 0.0 else 1.0
+    inflation = INITIAL_DOF / (INITIAL_DOF - 2.0) * (1.0 + 1.0 / evidence)
+    return [*start, -math.log(inflation), INITIAL_COHERENT]
+
+
+class ComponentEvidence(NamedTuple):
+    """Laws of the force components of n atoms.
+
+    Attributes
+    ----------
+    nig : ComponentNIG
+        In units of σ_F.
+    unit_squared : Tensor, (), (eV/Å)²
+        σ_F².
+    """
+
+    nig: ComponentNIG
+    unit_squared: Tensor
+
+
+class ComponentHead(nn.Module):
+    """The head of eIP: Cartesian components of vector features to laws of force components.
+
+    Each component passes the same network by itself (Linear, shifted softplus, Linear), so that
+    the laws do not rotate with the structure. Units are σ_F, the error of the warm-up; eIP as
+    published has none.
+
+    Parameters
+    ----------
+    irreps : list of list of Irrep
+        Of the features after each layer.
+    channels : int
+
+    Raises
+    ------
+    ValueError
+        If no layer has vectors.
+    """
+
+    def __init__(
+        self, irreps: list[list[Irrep]], channels: int, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.vector_starts = starts_of(irreps, Irrep(1, -1))
+        n_layers = sum(start >= 0 for start in self.vector_starts)
+        if n_layers == 0:
+            raise ValueError(
+                "loss.kind eip is read from vectors, but no layer has any that the energy reads; "
+                "add 1o to hidden_irreps and use two layers or more"
+            )
+        self.network = DenseNetwork([channels * n_layers, HIDDEN], generator)
+        self.hidden_bias = nn.Parameter(torch.zeros(HIDDEN, dtype=torch.float64))
+        self.last = DenseNetwork([HIDDEN, 3], generator)
+        self.bias = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+
+    def forward(
+        self,
+        features: list[Tensor],
+        species: Tensor,  # noqa: ARG002 (as `EvidentialHead`)
+        force_scale: Tensor,
+        energy_scale: Tensor,  # noqa: ARG002
+    ) -> ComponentEvidence:
+        """The laws of all force components; arguments as for `EvidentialHead`."""
+        hidden = self.network(joined(features, self.vector_starts, 3)) + self.hidden_bias
+        raw = self.last(functional.softplus(hidden) - math.log(2.0)) + self.bias
+        return ComponentEvidence(eip_parameters(raw), force_scale)
+
+    def output(self, energies: Tensor, evidence: ComponentEvidence, matrices: bool) -> MemberOutput:
+        """Moments of the laws, as `EvidentialHead.output`; energies have none."""
+        nig, unit = evidence.nig, evidence.unit_squared
+        epistemic = unit * eip_epistemic_variance(nig)
+        noise: Tensor | None = None
+        covariance: Tensor | None = None
+        if matrices:
+            noise = torch.diag_embed(unit * eip_aleatoric_variance(nig)).unsqueeze(0)
+            covariance = torch.diag_embed(epistemic).unsqueeze(0)
+        return MemberOutput(
+            energies.unsqueeze(0),
+            None,
+            noise,
+            directions=None,
+            draws=None,
+            atomic_energies_var_epistemic=None,
+            forces_cov_epistemic=covariance,
+            forces_trace_epistemic=epistemic.sum(dim=1).unsqueeze(0),
+            forces_dof=None,
+        )

@@ -1,0 +1,288 @@
+"""The rows and columns of `evidential.py`: what each posterior says of the errors it makes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from laws import ComponentLaw, GaussianLaw, StudentLaw
+
+from ase_bayesmlip import BayesianCalculator
+from ase_bayesmlip.datasets import LabelledFrame, read_frames
+from ase_bayesmlip.metrics import (
+    auroc,
+    bootstrap_interval,
+    calibration_curve,
+    coverage,
+    energy_score,
+    mae,
+    rmse,
+    spearman,
+)
+from ase_bayesmlip.neighbors import graph_of
+from ase_bayesmlip.nn.normal_inverse_gamma import eip_epistemic_variance, eip_student_t
+from ase_bayesmlip.posteriors import POSTERIORS
+from ase_bayesmlip.posteriors.run_folder import read_run
+from ase_bayesmlip.serving.export import export_members
+from ase_bayesmlip.training.outputs import evaluate
+
+# Test set and, where there is one, foreign structures; calibration frames for the scaled ensemble.
+DATASETS = {
+    "water": ("water_deepmd/test_A.extxyz.xz", None, "water_deepmd/calib.extxyz.xz@20:80"),
+    "aspirin": (
+        "rmd17/aspirin_test_A.extxyz.xz@0:200",
+        "rmd17/salicylic_test_A.extxyz.xz@0:200",
+        "rmd17/aspirin_calib.extxyz.xz@0:100",
+    ),
+    "uracil": (
+        "rmd17/uracil_test_A.extxyz.xz@0:200",
+        "rmd17/malonaldehyde_test_A.extxyz.xz@0:200",
+        "rmd17/uracil_calib.extxyz.xz@0:100",
+    ),
+    "zeolite": (
+        "zeolite_sio2/test_id_A.extxyz.xz",
+        "zeolite_sio2/ood_topology_1_A.extxyz.xz",
+        "zeolite_sio2/calib.extxyz.xz@0:60",
+    ),
+}
+
+# Row -> title, run, and how the run is read.
+ROWS = {
+    "paper": ("e²IP, mode paper", "paper", "law"),
+    "coupled": ("e²IP, mode coupled", "coupled", "law"),
+    "laplace": ("e²IP + Laplace", "laplace", "gaussian"),
+    "eip": ("eIP (paper form)", "eip", "components"),
+    "invariant": ("e²IP without equivariance", "invariant", "law"),
+    "raw": ("ensemble of 4, raw", "ensemble", "raw"),
+    "scaled": ("ensemble of 4, scaled", "ensemble", "scaled"),
+    "heteroskedastic": ("ensemble of 4, heteroskedastic", "ensemble", "gaussian"),
+}
+N_DRAWS = 50
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a posterior says of a list of frames.
+
+    Attributes
+    ----------
+    error : ndarray, (n, 3), eV/Å
+    law : GaussianLaw, StudentLaw or ComponentLaw
+        Of the error.
+    score : ndarray, (n,), eV/Å
+        √(tr Σ_epistemic/3) of each atom.
+    total : ndarray, (n,), eV/Å
+        Likewise with the total covariance.
+    frame : ndarray, (n,)
+    draws_law : GaussianLaw, StudentLaw or ComponentLaw
+        What the energy score and the reference of the Spearman coefficient draw from.
+    """
+
+    error: np.ndarray
+    law: Any
+    score: np.ndarray
+    total: np.ndarray
+    frame: np.ndarray
+    draws_law: Any
+
+
+def _frames(found: list[LabelledFrame]) -> np.ndarray:
+    return np.repeat(np.arange(len(found)), [len(frame.atoms) for frame in found])
+
+
+def _deviation(covariance: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.einsum("icc->i", covariance) / 3.0)
+
+
+def say(
+    calculator: BayesianCalculator, frames: list[LabelledFrame], how: str, factor: float
+) -> Said:
+    """What a served file says; `how` as in `ROWS`."""
+    results = calculator.evaluate([frame.atoms for frame in frames], batch_size=8)
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([result[name] for result in results])
+
+    error = np.concatenate([f.forces for f in frames]) - joined("forces")
+    epistemic = joined("forces_cov_epistemic")
+    total = joined("forces_cov")
+    draws = None
+    if how == "law":
+        law = StudentLaw.of_covariance(total, joined("forces_dof"))
+    elif how == "gaussian":
+        law = GaussianLaw(total)
+    else:
+        spread = factor * epistemic
+        # The energy score of a Cauchy-like law does not exist: that of the Gaussian stands in.
+        law = StudentLaw.of_members(spread, calculator.card.n_members)
+        total, draws = spread, GaussianLaw(spread)
+    scores = _deviation(epistemic), _deviation(total)
+    return Said(error, law, *scores, _frames(frames), law if draws is None else draws)
+
+
+def say_eip(folder: Path, frames: list[LabelledFrame]) -> Said:
+    """What eIP says: its own law, which a served file's covariances do not determine."""
+    state = POSTERIORS["evidential"].load(folder)
+    potential = state.potentials()[0]
+    quantile, cutoff = state.config.loss.evidence.quantile, state.config.model.cutoff
+    columns: list[list[np.ndarray]] = []
+    for frame in frames:
+        outputs = evaluate(potential, graph_of(frame.atoms, cutoff), False, False)
+        evidence = outputs.evidence
+        unit = float(evidence.unit_squared)
+        dof, shift, scale = (x.detach().numpy() for x in eip_student_t(evidence.nig, quantile))
+        epistemic = unit * eip_epistemic_variance(evidence.nig).detach().numpy()
+        error = frame.forces - outputs.forces.detach().numpy()
+        columns.append([error, dof, unit**0.5 * shift, unit**0.5 * scale, epistemic])
+    error, dof, shift, scale, epistemic = (np.concatenate(c) for c in zip(*columns, strict=True))
+    law = ComponentLaw(dof, shift, scale)
+    variance = scale**2 * dof / (dof - 2.0)
+    scores = np.sqrt(epistemic.mean(axis=1)), np.sqrt(variance.mean(axis=1))
+    return Said(error, law, *scores, _frames(frames), law)
+
+
+def mean_absolute_calibration_error(confidence: np.ndarray) -> float:
+    """Mean over the levels 0.01 ... 0.99 of |observed - nominal|."""
+    levels = np.arange(1, 100) / 100.0
+    return float(np.abs(calibration_curve(confidence, levels) - levels).mean())
+
+
+def summary(said: Said, foreign: Said | None) -> dict[str, Any]:
+    """The metrics of a row, each with a 95 % interval over frames."""
+    generator = np.random.default_rng(0)
+    size = np.linalg.norm(said.error, axis=1)
+    confidence, nll = said.law.confidence(said.error), said.law.nll(said.error)
+    per_atom = len(confidence) // len(size)
+    samples = said.draws_law.sample(N_DRAWS, generator)
+    redrawn = np.linalg.norm(said.draws_law.sample(1, generator)[:, 0], axis=1)
+    statistics: dict[str, Callable[[np.ndarray], float]] = {
+        "forces_mae_meV_per_A": lambda c: 1e3 * mae(said.error[c]),
+        "forces_rmse_meV_per_A": lambda c: 1e3 * rmse(said.error[c]),
+        "calibration_error": lambda c: mean_absolute_calibration_error(
+            confidence.reshape(-1, per_atom)[c].ravel()
+        ),
+        "coverage_90": lambda c: coverage(confidence.reshape(-1, per_atom)[c].ravel(), 0.9),
+        "forces_nll": lambda c: float(nll[c].mean()),
+        "energy_score_meV_per_A": lambda c: 1e3 * energy_score(said.error[c], samples[c]),
+        "spearman": lambda c: spearman(size[c], said.score[c]),
+        "spearman_total": lambda c: spearman(size[c], said.total[c]),
+        "spearman_reference": lambda c: spearman(redrawn[c], said.total[c]),
+    }
+    found: dict[str, Any] = {"n_frames": int(said.frame.max()) + 1, "n_atoms": len(size)}
+    for name, statistic in statistics.items():
+        found[name] = statistic(np.arange(len(size)))
+        interval = bootstrap_interval(statistic, said.frame, n_resamples=100, generator=generator)
+        found[f"{name}_ci"] = interval.tolist()
+    if foreign is not None:
+        found["auroc"] = auroc(_largest(said), _largest(foreign))
+        found["foreign_forces_mae_meV_per_A"] = 1e3 * mae(foreign.error)
+        found["foreign_coverage_90"] = coverage(foreign.law.confidence(foreign.error), 0.9)
+    return found
+
+
+def _largest(said: Said) -> np.ndarray:
+    """Largest score of each frame."""
+    return np.array([said.score[said.frame == k].max() for k in range(said.frame.max() + 1)])
+
+
+def served(state: Any, path: Path) -> BayesianCalculator:
+    """Serve a posterior to a file and load it."""
+    posterior = POSTERIORS[state.config.posterior.kind]
+    members = posterior.draw(state, None, torch.Generator().manual_seed(0))
+    export_members(members, state.config, state.record, path, seed=0)
+    return BayesianCalculator(path)
+
+
+def evaluate_dataset(
+    dataset: str, folder: Path, data: Path, fractions: dict[int, str]
+) -> dict[str, Any]:
+    """All rows of a data set whose runs exist, and its data efficiency."""
+    test, foreign, calibration = (
+        None if path is None else read_frames(str(data / path)) for path in DATASETS[dataset]
+    )
+    assert test is not None
+    rows = {}
+    with TemporaryDirectory() as name:
+        for row, (_, run, how) in ROWS.items():
+            path = folder / f"{dataset}_{run}"
+            try:
+                state = POSTERIORS[read_run(path)[0].posterior.kind].load(path)
+            except (FileNotFoundError, ValueError) as error:
+                print(f"left out: {error}")
+                continue
+            if how == "components":
+                sets = [None if f is None else say_eip(path, f) for f in (test, foreign)]
+            else:
+                calculator = served(state, Path(name) / f"{row}.pt")
+                factor = 1.0
+                if how == "scaled":
+                    known = say(calculator, calibration, "raw", 1.0)
+                    factor = known.law.most_likely_factor(known.error)
+                sets = [
+                    None if f is None else say(calculator, f, how, factor) for f in (test, foreign)
+                ]
+            rows[row] = summary(sets[0], sets[1])
+            if how == "scaled":
+                rows[row]["factor"] = factor
+    found: dict[str, Any] = {"rows": rows}
+    if fractions:
+        found["data_efficiency"] = data_efficiency(dataset, folder, test, fractions)
+    return found
+
+
+def data_efficiency(
+    dataset: str, folder: Path, test: list[LabelledFrame], fractions: dict[int, str]
+) -> list[dict[str, Any]]:
+    """Force error and likelihood for each number of training frames."""
+    everything = read_run(folder / f"{dataset}_start")[1]["n_train"]
+    found = []
+    with TemporaryDirectory() as name:
+        for n_frames, prefix in {**fractions, everything: dataset}.items():
+            for variant in ("coupled", "invariant", "eip"):
+                path = folder / f"{prefix}_{variant}"
+                if not (path / "run.json").is_file():
+                    continue
+                if variant == "eip":
+                    said = say_eip(path, test)
+                else:
+                    state = POSTERIORS["evidential"].load(path)
+                    calculator = served(state, Path(name) / f"{prefix}_{variant}.pt")
+                    said = say(calculator, test, "law", 1.0)
+                found.append(
+                    {
+                        "n_train": n_frames,
+                        "variant": variant,
+                        "forces_mae_meV_per_A": 1e3 * mae(said.error),
+                        "forces_nll": float(said.law.nll(said.error).mean()),
+                    }
+                )
+    return found
+
+
+COLUMNS = {
+    "forces_mae_meV_per_A": ("force MAE, meV/Å", ".1f"),
+    "calibration_error": ("CE", ".3f"),
+    "forces_nll": ("NLL, nats", ".2f"),
+    "energy_score_meV_per_A": ("energy score, meV/Å", ".1f"),
+    "spearman": ("Spearman, epistemic", ".2f"),
+    "spearman_total": ("Spearman, total", ".2f"),
+    "spearman_reference": ("its reference", ".2f"),
+    "auroc": ("AUROC", ".3f"),
+    "foreign_coverage_90": ("coverage of 90 %, foreign", ".2f"),
+}
+
+
+def table(rows: dict[str, dict[str, Any]], titles: dict[str, tuple[str, str, str]]) -> str:
+    """A Markdown table."""
+    lines = ["| posterior | " + " | ".join(title for title, _ in COLUMNS.values()) + " |"]
+    lines.append("|---" * (len(COLUMNS) + 1) + "|")
+    for row, numbers in rows.items():
+        cells = [
+            format(numbers[key], digits) if key in numbers else "–"
+            for key, (_, digits) in COLUMNS.items()
+        ]
+        lines.append(f"| {titles[row][0]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
