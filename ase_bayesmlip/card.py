@@ -58,6 +58,12 @@ class ModelCard:
     calibration : dict
         ``n_frames``, ``sha256`` and ``scores`` (name -> sorted scores of the calibration frames),
         from which a monitor turns a false-alarm rate into a threshold. Empty when not calibrated.
+    recalibrations : list of dict
+        One record each time that ``bayesmlip calibrate`` was run, the last of which is in force:
+        ``method``, ``sha256``, ``n_frames`` and ``n_atoms`` of the calibration frames, ``factors``
+        that the variances of the file before were multiplied by, ``levels`` with the ``conformal``
+        and ``isotonic`` sizes of regions, and ``numbers`` before and after. See
+        `calibration.Calibration`.
     config : dict
         The resolved training configuration.
     probe : dict
@@ -91,6 +97,7 @@ class ModelCard:
     seed: int | None = None
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     calibration: dict[str, Any] = dataclasses.field(default_factory=dict)
+    recalibrations: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     probe: dict[str, Any] = dataclasses.field(default_factory=dict)
     compiled: list[dict[str, Any]] = dataclasses.field(default_factory=list)

@@ -1,4 +1,4 @@
-"""The command ``bayesmlip``: train, serve, compile, inspect, evaluate, md, demo."""
+"""The command ``bayesmlip``: train, serve, compile, calibrate, inspect, evaluate, md, demo."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from ase.io.formats import UnknownFileTypeError
 
 from ase_bayesmlip._version import __version__
+from ase_bayesmlip.calibrate_command import add_arguments as add_calibrate_arguments
+from ase_bayesmlip.calibrate_command import run_calibrate
 from ase_bayesmlip.evaluate_command import add_arguments as add_evaluate_arguments
 from ase_bayesmlip.evaluate_command import run_evaluate
 
@@ -43,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_serve(commands)
     _add_compile(commands)
+    _add_calibrate(commands)
     _add_inspect(commands)
     _add_evaluate(commands)
     _add_md(commands)
@@ -113,6 +116,7 @@ def _serve(arguments: argparse.Namespace) -> None:
 
     from ase_bayesmlip.datasets import read_frames, sha256
     from ase_bayesmlip.posteriors import POSTERIORS
+    from ase_bayesmlip.recalibration import score_frames
     from ase_bayesmlip.serving.export import export_members
 
     path = arguments.folder / "config.yaml"
@@ -131,7 +135,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{paths} are the training or validation frames; give unseen ones")
     card = export_members(members, state.config, state.record, arguments.output, arguments.seed)
     if frames and card.has_epistemic:
-        _calibrate(arguments.output, frames)
+        score_frames(arguments.output, frames)
     elif not frames:
         print("no calibration frames: a monitor will need a threshold in eV/Å", file=sys.stderr)
     print(f"wrote {arguments.output}; look at it with: bayesmlip inspect {arguments.output}")
@@ -168,21 +172,16 @@ def _compile_file(path: Path, device: str, dtype: str | None) -> None:
     )
 
 
-def _calibrate(path: Path, labelled: list[Any]) -> None:
-    """Score the calibration frames and keep the scores in the card."""
-    from ase_bayesmlip.calculator import BayesianCalculator
-    from ase_bayesmlip.datasets import sha256
-    from ase_bayesmlip.md.scores import calibration_scores
-    from ase_bayesmlip.serving.archive import replace_card
+def _add_calibrate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "calibrate", help="make the error bars of a served file as large as errors are"
+    )
+    add_calibrate_arguments(parser)
+    parser.set_defaults(run=_calibrate)
 
-    calculator = BayesianCalculator(path)
-    atoms = [frame.atoms for frame in labelled]
-    record = {
-        "n_frames": len(labelled),
-        "sha256": sha256(labelled),
-        "scores": calibration_scores(calculator.evaluate(atoms), atoms),
-    }
-    replace_card(path, dataclasses.replace(calculator.card, calibration=record))
+
+def _calibrate(arguments: argparse.Namespace) -> None:
+    print(run_calibrate(arguments))
 
 
 def _add_inspect(commands: Any) -> None:
@@ -242,6 +241,11 @@ def _add_md(commands: Any) -> None:
     parser.add_argument("--patience", type=int, default=1, help="flags in a row before acting")
     parser.add_argument("--cooldown", type=int, default=0, help="quiet frames after acting")
     parser.add_argument("--budget", type=int, help="most events acted upon")
+    parser.add_argument(
+        "--frames-between-false-alarms",
+        type=float,
+        help="warn when scores leave the calibration; how often that may be wrong (e.g. 1e5)",
+    )
     parser.add_argument("--interval", type=int, default=1, help="observe every so many steps")
     parser.add_argument("--action", choices=["continue", "stop", "rewind"], default="continue")
     parser.add_argument("--reference", help="gfn2, gfn1, emt or lj: recalculates flagged frames")

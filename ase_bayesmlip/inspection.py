@@ -44,6 +44,7 @@ def describe(card: ModelCard) -> dict[str, str]:
         "frames": f"{card.training.get('n_train', '?')} training, "
         f"{card.training.get('n_valid', '?')} validation",
         "data sha256": card.training.get("train_sha256", "?")[:16],
+        "calibrated": _calibrated(card),
         "thresholds from": f"{calibration} calibration frames" if calibration else "nothing",
         "written": f"{card.created} with torch {card.versions.get('torch')}, "
         f"ase_bayesmlip {card.versions.get('ase_bayesmlip')}",
@@ -101,6 +102,19 @@ def _cost(card: ModelCard) -> str:
     what = "draws" if card.n_draws else "networks"
     of = "" if card.n_members == 1 and not card.n_draws else f" for {n} {what}"
     return f"{', '.join(texts)} times one potential in TorchScript{of}, on {content['cpu']}"
+
+
+def _calibrated(card: ModelCard) -> str:
+    if not card.recalibrations:
+        return "no"
+    record = card.recalibrations[-1]
+    text = f"{record['method']}, on {record['n_frames']} frames"
+    before, after = (record["numbers"][stage] for stage in ("before", "after"))
+    for name in after:
+        text += f"; 90% of {name}: {before[name]['coverage_90']:.1%} before, "
+        text += f"{after[name]['coverage_90']:.1%} after"
+    earlier = len(card.recalibrations) - 1
+    return text + (f"; {earlier} calibration(s) earlier" if earlier else "")
 
 
 def _machine(record: dict[str, Any]) -> str:

@@ -24,8 +24,8 @@ LAYERS = [
     {"native", "neighbors", "statistics", "linear_gaussian", "metrics", "nn", "structure_checks"},
     {"datasets", "training", "calibration"},
     {"posteriors", "serving"},
-    {"calculator", "md", "active", "evaluation"},
-    {"cli", "evaluate_command", "plots", "report", "demo"},
+    {"calculator", "md", "active", "evaluation", "recalibration"},
+    {"cli", "calibrate_command", "evaluate_command", "plots", "report", "demo"},
 ]
 FREE = {"__init__", "testing"}
 
@@ -39,6 +39,7 @@ FORBIDDEN = {
     "strict": ["torch"],
     "metrics": ["torch"],
     "evaluation": ["torch", "ase_bayesmlip.posteriors", "ase_bayesmlip.training"],
+    "calibration": ["torch"],
     "md": ["torch", "ase_bayesmlip.nn", "ase_bayesmlip.training", "ase_bayesmlip.posteriors"],
     "posteriors": ["ase_bayesmlip.serving"],
     "serving": ["ase_bayesmlip.posteriors", "ase_bayesmlip.training"],

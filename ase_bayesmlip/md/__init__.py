@@ -1,7 +1,8 @@
 """Monitored dynamics: observers that turn error bars into decisions while a simulation runs.
 
 A *score* reads one number off the results of a step (`scores`), a *trigger* compares it with a
-threshold that comes from calibration data (`threshold`), and *actions* respond (`actions`). The
+threshold that comes from calibration data (`threshold`), and *actions* respond (`actions`). An
+*alarm* (`alarm`) tells when the scores of many frames together have left the calibration. The
 `UncertaintyMonitor` ties the three together as one ordinary ASE observer, which never evaluates
 the calculator; `simulation` runs a whole monitored trajectory.
 """
@@ -16,6 +17,7 @@ from ase_bayesmlip.md.actions import (
     Warn,
     WriteFrame,
 )
+from ase_bayesmlip.md.alarm import CalibrationAlarm
 from ase_bayesmlip.md.events import Event, History
 from ase_bayesmlip.md.monitor import UncertaintyMonitor
 from ase_bayesmlip.md.recalculate import Recalculate, ReferenceRecord
@@ -25,6 +27,7 @@ from ase_bayesmlip.md.threshold import false_alarm_threshold
 
 __all__ = [
     "SCORES",
+    "CalibrationAlarm",
     "Call",
     "Event",
     "History",

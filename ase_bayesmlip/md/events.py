@@ -24,7 +24,7 @@ class Event:
     Attributes
     ----------
     kind : str
-        ``"uncertain"`` or ``"unphysical"``.
+        ``"uncertain"``, ``"unphysical"``, or ``"expired"`` from a `CalibrationAlarm`.
     reason : str
         One sentence.
     step : int

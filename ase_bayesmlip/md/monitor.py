@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ase_bayesmlip.md.actions import LogCSV, Stop, UncertaintyWarning
+from ase_bayesmlip.md.actions import LogCSV, Stop, UncertaintyWarning, Warn
+from ase_bayesmlip.md.alarm import CalibrationAlarm
 from ase_bayesmlip.md.events import (
     Event,
     History,
@@ -24,6 +25,7 @@ from ase_bayesmlip.md.scores import Score, ScoreFunction, evaluate_score, find_s
 from ase_bayesmlip.md.threshold import (
     ContactWatch,
     Trigger,
+    find_scores,
     find_threshold,
     unphysical_results,
 )
@@ -67,6 +69,9 @@ class UncertaintyMonitor:
     calibration_scores : array_like, (n,), unit of the score
         Default: those in the model card, ``calc.card.calibration["scores"][score]``.
     actions : sequence of callables ``action(event, monitor)``
+    alarm : CalibrationAlarm or None
+        Watches all scores together for a shift away from the calibration scores. When it fires,
+        an event of the kind *expired* goes to its own actions.
     log : path or LogCSV
         Every observed frame as one row of a CSV file.
     patience : int
@@ -109,6 +114,7 @@ class UncertaintyMonitor:
         false_alarm_rate: float | None = None,
         calibration_scores: Sequence[float] | np.ndarray | None = None,
         actions: Sequence[Action] = (),
+        alarm: CalibrationAlarm | None = None,
         log: str | Path | LogCSV | None = None,
         patience: int = 1,
         cooldown: int = 0,
@@ -132,11 +138,15 @@ class UncertaintyMonitor:
                 f"upper_limit {upper_limit:g} must be above the threshold {self.threshold:g}"
             )
         _check_budget(budget, on_budget)
+        self.alarm = alarm
+        if alarm is not None:
+            alarm.start(find_scores(calibration_scores, self.score_name, self.atoms.calc))
         self.actions = tuple(actions)
         self.on_unphysical = (Stop(),) if on_unphysical is None else tuple(on_unphysical)
         if isinstance(log, str | Path):
             log = LogCSV(log)
-        hooked: tuple[Any, ...] = (*self.actions, *self.on_unphysical, log)
+        self.on_expired = (Warn(),) if alarm is None or alarm.actions is None else alarm.actions
+        hooked: tuple[Any, ...] = (*self.actions, *self.on_unphysical, *self.on_expired, log)
         self._loggers = {id(item): item for item in hooked if hasattr(item, "on_frame")}.values()
         self._trigger = Trigger(patience, cooldown)
         self.budget = budget
@@ -169,8 +179,12 @@ class UncertaintyMonitor:
             if frame.unphysical:
                 self._trigger.reset()
                 self._fire("unphysical", frame.unphysical, frame, self.on_unphysical)
-            elif self._trigger.update(frame.flagged):
-                self._fire_uncertain(frame)
+            else:
+                # First, because an uncertain event may rewind the atoms.
+                if self.alarm is not None and self.alarm.update(frame.score.value):
+                    self._fire("expired", self.alarm.describe(), frame, self.on_expired)
+                if self._trigger.update(frame.flagged):
+                    self._fire_uncertain(frame)
         finally:
             for logger in self._loggers:
                 logger.on_frame(self)
@@ -285,7 +299,8 @@ class UncertaintyMonitor:
         )
         self.events.append(event)
         self.n_events += 1
-        self.note(event=kind)
+        earlier = f"{self.row['event']}+" if self.row.get("event") else ""
+        self.note(event=earlier + kind)
         for action in actions:
             action(event, self)
 

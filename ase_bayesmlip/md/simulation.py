@@ -21,6 +21,7 @@ from ase_bayesmlip.md.actions import (
     TrajectoryWriter,
     WriteFrame,
 )
+from ase_bayesmlip.md.alarm import CalibrationAlarm
 from ase_bayesmlip.md.integrators import (
     INTEGRATORS,
     draw_velocities,
@@ -65,6 +66,8 @@ class SimulationConfig:
     action : {"continue", "stop", "rewind"}
         What follows an uncertain frame after it has been saved or recalculated. A rewind draws
         new velocities.
+    frames_between_false_alarms : float or None
+        Of a `CalibrationAlarm`, which warns; None for no alarm.
     continue_on_reference : bool
         Use the reference forces for the step after a recalculated frame.
     seed : int
@@ -88,6 +91,7 @@ class SimulationConfig:
     budget: int | None = None
     on_budget: str = "ignore"
     upper_limit: float | None = None
+    frames_between_false_alarms: float | None = None
     continue_on_reference: bool = False
     seed: int = 0
 
@@ -174,12 +178,14 @@ def run_simulation(
         generator=thermostat_rng,
     )
     recalculate, rewind, actions = _actions(config, out, reference, rewind_rng)
+    every = config.frames_between_false_alarms
     monitor = UncertaintyMonitor(
         dyn,
         score=config.score,
         threshold=config.threshold,
         false_alarm_rate=config.false_alarm_rate,
         actions=actions,
+        alarm=None if every is None else CalibrationAlarm(every, seed=config.seed),
         log=out / LOG,
         patience=config.patience,
         cooldown=config.cooldown,

@@ -99,9 +99,7 @@ def find_threshold(
         If not exactly one of `threshold` and `rate` is given, or if there are no scores.
     """
     if rate is not None and threshold is None:
-        if scores is None:
-            scores = _card_scores(calculator, score_name)
-        return false_alarm_threshold(scores, rate)
+        return false_alarm_threshold(find_scores(scores, score_name, calculator), rate)
     if threshold is None or rate is not None:
         raise ValueError("give exactly one of threshold and false_alarm_rate")
     if not math.isfinite(threshold):
@@ -109,12 +107,24 @@ def find_threshold(
     return float(threshold)
 
 
-def _card_scores(calculator: Any, score_name: str) -> Sequence[float]:
+def find_scores(
+    scores: Sequence[float] | np.ndarray | None, score_name: str, calculator: Any
+) -> Sequence[float] | np.ndarray:
+    """Calibration scores: the given ones, or those in the model card of the calculator.
+
+    Raises
+    ------
+    ValueError
+        If there are none.
+    """
+    if scores is not None:
+        return scores
     card = getattr(calculator, "card", None)
     if card is None:
         raise ValueError(
-            "a false-alarm rate needs calibration scores, and the atoms have no calculator with a "
-            "model card; set atoms.calc first, or give calibration_scores or threshold"
+            "a false-alarm rate or an alarm needs calibration scores, and the atoms have no "
+            "calculator with a model card; set atoms.calc first, or give calibration_scores or "
+            "threshold"
         )
     known = card.calibration.get("scores", {})
     if score_name not in known:

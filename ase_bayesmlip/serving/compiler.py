@@ -30,6 +30,7 @@ from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.serving.archive import add_compiled, quiet_torchscript
 from ase_bayesmlip.serving.compiled import CompiledProgram, machine_of, program_inputs
 from ase_bayesmlip.serving.program import MixtureProgram
+from ase_bayesmlip.serving.recalibrate import set_factors, total_factors
 from ase_bayesmlip.serving.runtime import (
     DTYPES,
     LoadedModel,
@@ -84,7 +85,9 @@ def compile_served(path: Path, device: str = "cpu", dtype: str | None = None) ->
     target = find_device(device)
     started = time.monotonic()
     members, references = rebuild_members(path)
-    program = MixtureProgram(members, references, DTYPES[dtype]).to(target)
+    program = MixtureProgram(members, references, DTYPES[dtype])
+    set_factors(program.variance_scaling, total_factors(card))
+    program = program.to(target)
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
         warnings.filterwarnings("ignore")  # notes of the compiler that a user cannot act on
         folder = Path(name)

@@ -35,6 +35,7 @@ from ase_bayesmlip.serving.runtime import (
     expected_numbers,
     probe_graph,
 )
+from ase_bayesmlip.serving.variance_scaling import VarianceScaling
 
 
 class ServedModel(nn.Module):
@@ -60,6 +61,7 @@ class ServedModel(nn.Module):
         for number, energy in reference_energies.items():
             table[number] = energy
         self.register_buffer("reference_energies", table)
+        self.variance_scaling = VarianceScaling()
 
     def forward(
         self, graph: AtomicGraph, stress: bool, members: bool, force_spread: bool = True
@@ -105,7 +107,7 @@ class ServedModel(nn.Module):
         all_stresses: Tensor | None = None
         if stress:
             all_stresses = torch.cat(stresses)
-        return mix(
+        prediction = mix(
             graph,
             self.reference_energies,
             Means(torch.cat(energies), torch.cat(forces), all_stresses),
@@ -114,6 +116,7 @@ class ServedModel(nn.Module):
             mean_noise(force_noise),
             members,
         )
+        return self.variance_scaling(graph.atomic_numbers, prediction)
 
 
 def derivatives(energies: Tensor, leaves: list[Tensor], cell: Tensor) -> tuple[Tensor, Tensor]:
@@ -293,9 +296,13 @@ def save_served(model: ServedModel, card: ModelCard, path: Path) -> None:
     in float64, so that the file serves either precision. `load_model` casts to one of them; after
     a plain ``torch.jit.load`` call ``.double()``.
     """
+    write_served(script(model, card.dtype), card, path)
+
+
+def script(model: ServedModel, dtype: str) -> torch.jit.ScriptModule:
+    """A copy of a mixture as a TorchScript program, with weights in the given precision."""
     model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(DTYPES[card.dtype])
+        parameter.data = parameter.data.to(DTYPES[dtype])
     with quiet_torchscript():
-        scripted = torch.jit.script(model)
-    write_served(scripted, card, path)
+        return torch.jit.script(model)

@@ -20,6 +20,7 @@ from ase_bayesmlip.nn.potential import Potential, set_readout_weights
 from ase_bayesmlip.nn.stacked import StackedPotential
 from ase_bayesmlip.prediction import MemberOutput, Prediction
 from ase_bayesmlip.serving.mixture import Means, OwnSpread, mix
+from ase_bayesmlip.serving.variance_scaling import VarianceScaling
 
 # Slopes of a table are less accurate than its values: forces are off by several times as much.
 TABLE_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-8}
@@ -69,6 +70,7 @@ class MixtureProgram(nn.Module):
         first = networks[0]
         self.geometry = DenseGeometry(first.cutoff, first.angular.l_max).to(dtype)
         self.register_buffer("reference_energies", reference_energies)
+        self.variance_scaling = VarianceScaling()
         self.register_buffer("factor", torch.stack(factors).to(dtype) if factors else None)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -119,7 +121,7 @@ class MixtureProgram(nn.Module):
             energy_noise, force_noise = all_as_noise(output)
             drawn = energies[n:], forces[n:], stresses[n:]
             own = self._own_spread(output.directions, *drawn, basis[:n])
-        return mix(
+        prediction = mix(
             graph,
             self.reference_energies,
             Means(energies[:n], forces[:n], stresses[:n]),
@@ -128,6 +130,7 @@ class MixtureProgram(nn.Module):
             self._mean(force_noise),
             members=True,
         )
+        return self.variance_scaling(graph.atomic_numbers, prediction)
 
     def _mean(self, noise: Tensor | None) -> Tensor | None:
         """Average over the members; drawn readouts repeat their noise."""

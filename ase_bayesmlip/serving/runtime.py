@@ -198,10 +198,14 @@ def find_device(device: str | torch.device) -> torch.device:
     return target
 
 
+# Buffers that stay in float64: reference energies dwarf the rest, and moments are in float64.
+IN_FLOAT64 = ("reference_energies", "variance_scaling")
+
+
 def _cast(module: Any, dtype: torch.dtype) -> None:
-    """Cast weights and constants; reference energies stay in float64, they dwarf the rest."""
+    """Cast weights and constants, but those `IN_FLOAT64`."""
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if tensor.is_floating_point() and not name.endswith("reference_energies"):
+        if tensor.is_floating_point() and not name.startswith(IN_FLOAT64):
             tensor.data = tensor.data.to(dtype)
 
 

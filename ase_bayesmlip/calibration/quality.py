@@ -1,0 +1,109 @@
+"""How well error bars fit errors: the numbers of a calibration record."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from ase_bayesmlip.calibration.levels import LEVELS, conformal_at
+from ase_bayesmlip.calibration.observations import Errors, FloatArray, Observations
+from ase_bayesmlip.calibration.regions import standardised
+from ase_bayesmlip.metrics import (
+    calibration_error,
+    chi_squared_law,
+    coverage,
+    ellipsoid_confidence,
+    gaussian_nll,
+    interval_confidence,
+    multivariate_gaussian_nll,
+)
+
+
+class Quality:
+    """Collects errors, fold by fold, and measures them together."""
+
+    def __init__(self) -> None:
+        self._nll: dict[str, list[tuple[float, int]]] = defaultdict(list)
+        self._confidence: dict[tuple[str, str], list[FloatArray]] = defaultdict(list)
+        self._covered: dict[str, list[FloatArray]] = defaultdict(list)
+
+    def add(
+        self,
+        observed: Observations,
+        conformal: dict[str, Any] | None = None,
+        isotonic: dict[str, Any] | None = None,
+    ) -> None:
+        """Take in errors whose covariances are as a file serves them, and levels if there are."""
+        for name, errors in (("forces", observed.forces), ("energy", observed.energy)):
+            if errors is None:
+                continue
+            value = standardised(errors)
+            self._nll[name].append((_nll(errors), len(value)))
+            self._confidence["gaussian", name].append(_gaussian_confidence(value, name))
+            if isotonic is not None:
+                found = _isotonic_confidence(value, isotonic[name], name)
+                self._confidence["isotonic", name].append(found)
+            if conformal is not None:
+                self._covered[name].append(_inside(value, errors, conformal[name]))
+
+    def numbers(self) -> dict[str, dict[str, dict[str, float]]]:
+        """``calibration_error``, ``coverage_90`` and, of Gaussians, ``nll``, by kind and quantity.
+
+        Negative log-likelihoods are in nats per vector, of (eV/Å)³, or per frame, of eV.
+        """
+        found: dict[str, dict[str, dict[str, float]]] = {
+            "gaussian": {},
+            "isotonic": {},
+            "conformal": {},
+        }
+        for (kind, name), parts in self._confidence.items():
+            u = np.concatenate(parts)
+            found[kind][name] = {
+                "calibration_error": calibration_error(u),
+                "coverage_90": coverage(u, 0.9),
+            }
+        for name, terms in self._nll.items():
+            total = sum(n for _, n in terms)
+            found["gaussian"][name]["nll"] = sum(nll * n for nll, n in terms) / total
+        for name, inside in self._covered.items():
+            covered = np.concatenate(inside)
+            if len(covered):
+                found["conformal"][name] = {"coverage_90": float(covered.mean())}
+        return found
+
+
+def _nll(errors: Errors) -> float:
+    if errors.error.shape[1] == 1:
+        return gaussian_nll(errors.error[:, 0], errors.total[:, 0, 0])
+    return multivariate_gaussian_nll(errors.error, errors.total)
+
+
+def _gaussian_confidence(value: FloatArray, name: str) -> FloatArray:
+    if name == "energy":
+        return interval_confidence(value, np.ones_like(value))
+    return ellipsoid_confidence(value**2, chi_squared_law(3))
+
+
+def _isotonic_confidence(value: FloatArray, quantiles: list[Any], name: str) -> FloatArray:
+    """Probability of the smallest central region that holds the label."""
+    known = [(v, p) for p, v in zip(LEVELS, quantiles, strict=True) if v is not None]
+    values, levels = np.array(known).T
+    u = np.asarray(np.interp(value, values, levels, left=0.0, right=1.0))
+    return np.abs(2.0 * u - 1.0) if name == "energy" else u
+
+
+def _inside(value: FloatArray, errors: Errors, radii: Any) -> FloatArray:
+    """Whether the regions of 90 % hold the labels, where there is such a region."""
+    if not isinstance(radii, dict):
+        radii = {chemical_symbols[0]: radii}
+    inside: list[FloatArray] = []
+    for symbol, values in radii.items():
+        chosen = np.abs(value[errors.atomic_numbers == chemical_symbols.index(symbol)])
+        try:
+            inside.append((chosen <= conformal_at(LEVELS, values, 0.9)).astype(float))
+        except ValueError:
+            continue  # too few frames hold this element
+    return np.concatenate(inside) if inside else np.zeros(0)

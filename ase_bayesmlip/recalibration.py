@@ -1,0 +1,125 @@
+"""Calibrate a served file on labelled frames: what ``bayesmlip calibrate`` runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ase_bayesmlip.calculator import BayesianCalculator
+from ase_bayesmlip.calibration import calibrate, observe, scaled_results
+from ase_bayesmlip.card import ModelCard, read_card
+from ase_bayesmlip.datasets import LabelledFrame, sha256
+from ase_bayesmlip.md.scores import calibration_scores
+from ase_bayesmlip.serving.archive import replace_card
+from ase_bayesmlip.serving.recalibrate import write_recalibrated
+
+
+def score_frames(model: Path, frames: Sequence[LabelledFrame]) -> None:
+    """Keep the scores of calibration frames in a file: a monitor's thresholds come from them."""
+    calculator = BayesianCalculator(model)
+    atoms = [frame.atoms for frame in frames]
+    scores = calibration_scores(calculator.evaluate(atoms), atoms)
+    record = {"n_frames": len(frames), "sha256": sha256(frames), "scores": scores}
+    replace_card(model, dataclasses.replace(calculator.card, calibration=record))
+
+
+def calibrate_file(
+    model: Path, frames: Sequence[LabelledFrame], output: Path, method: str = "global"
+) -> ModelCard:
+    """Fit factors and levels of confidence on labelled frames and write the file with them.
+
+    A file that is calibrated already is calibrated further: factors multiply, and levels,
+    thresholds and the record in force are those of the new frames.
+
+    Parameters
+    ----------
+    model : Path
+        A served file. It is left as it was, unless it is the output as well.
+    frames : sequence of LabelledFrame
+        Neither trained on, nor used for choosing the model.
+    output : Path
+    method : str
+        One of `calibration.METHODS`.
+
+    Returns
+    -------
+    ModelCard
+        Of the file that was written.
+
+    Raises
+    ------
+    ValueError
+        If the frames are too few, are those of the training, hold elements that the file does not
+        know, or if the file gives no variances. Nothing is written then.
+
+    Warns
+    -----
+    UserWarning
+        With its consequence: few frames, a missing element, parts that cannot be told apart,
+        frames that calibrated the file before, a compiled program that is left out.
+    """
+    card = read_card(model)
+    digest = sha256(frames)
+    _check_frames(card, digest)
+    calculator = BayesianCalculator(model, backend="torchscript")
+    results = calculator.evaluate([frame.atoms for frame in frames])
+    found = calibrate(observe(results, frames), card.atomic_numbers, method)
+    calibration: dict[str, Any] = {}
+    if card.has_epistemic:
+        kept = [(results[k], frames[k].atoms) for k in found.level_frames]
+        scaled = [scaled_results(r, a.get_chemical_symbols(), found.factors) for r, a in kept]
+        calibration = {
+            "n_frames": len(kept),
+            "sha256": sha256([frames[k] for k in found.level_frames]),
+            "scores": calibration_scores(scaled, [atoms for _, atoms in kept]),
+        }
+    if card.compiled:
+        warnings.warn(
+            f"the compiled program in {model} has the variances of before and is left out of "
+            f"{output}; compile it again with: bayesmlip compile {output}",
+            stacklevel=2,
+        )
+    return write_recalibrated(model, output, {"sha256": digest, **found.record}, calibration)
+
+
+def _check_frames(card: ModelCard, digest: str) -> None:
+    for name, key in (("training", "train_sha256"), ("validation", "valid_sha256")):
+        if digest == card.training.get(key):
+            raise ValueError(
+                f"these are the {name} frames of the file, on which its errors are too small; give "
+                "frames that it has not seen"
+            )
+    if digest in [record["sha256"] for record in card.recalibrations]:
+        warnings.warn(
+            "the file has been calibrated on these frames before: nothing is learned from them "
+            "twice, and the numbers before the calibration look better than they were",
+            stacklevel=3,
+        )
+
+
+def describe_calibration(card: ModelCard) -> str:
+    """A few lines on the calibration in force."""
+    record = card.recalibrations[-1]
+    lines = [f"method {record['method']}, on {record['n_frames']} frames"]
+    factors = record["factors"]
+    for name in ("forces", "energy"):
+        if name not in record["conformal"]:
+            continue
+        texts = [_text(factors[f"{name}_{part}"]) for part in ("epistemic", "aleatoric")]
+        lines.append(f"{name}: variances times {texts[0]} (epistemic), {texts[1]} (aleatoric)")
+        for stage in ("before", "after", "after_isotonic", "after_conformal"):
+            numbers = record["numbers"][stage].get(name, {})
+            shown = ", ".join(f"{key} {value:.4g}" for key, value in numbers.items())
+            lines.append(f"  {stage.replace('_', ', ')}: {shown or 'too few frames'}")
+    return "\n".join(lines)
+
+
+def _text(factor: float | dict[str, float]) -> str:
+    if not isinstance(factor, dict):
+        return f"{factor:.3g}"
+    if len(set(factor.values())) == 1:
+        return f"{next(iter(factor.values())):.3g}"
+    return ", ".join(f"{symbol} {value:.3g}" for symbol, value in factor.items())
