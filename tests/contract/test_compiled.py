@@ -67,7 +67,8 @@ def test_agrees_with_the_reference_in_float64(shipped, data_folder, name):
     graphs = [graph_of(atoms, fast.card.cutoff) for atoms in frames(data_folder, name, 10)]
     found = as_arrays(fast.predict(graphs, members=True))
     expected = as_arrays(reference.predict(graphs, members=True))
-    assert found.keys() == expected.keys()
+    # The program in the shipped file is from before there were shares.
+    assert found.keys() == expected.keys() | {"energy_shares"}
     for field, value in expected.items():
         # The energies' spread is a few meV of 35 eV: float32 leaves it three digits.
         allowed = 2e-3 if field == "energy_var_epistemic" else AGREEMENT
@@ -107,6 +108,7 @@ def test_fields_are_given_only_when_asked_for(shipped, ethanol):
     prediction = model.predict([graph_of(ethanol, model.card.cutoff)])
     for name in Prediction._fields:
         hidden = name.startswith("stress") or name.endswith("_members")
+        hidden |= name in ("forces_trace_epistemic", "forces_dof")  # of evidential networks
         assert (getattr(prediction, name) is None) == hidden, name
 
 
