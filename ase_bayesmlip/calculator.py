@@ -137,7 +137,9 @@ class BayesianCalculator(Calculator):
         graph = self._checked_graph(self.atoms, self._neighbors)
         stress = has_lattice(self.atoms)
         costs = self.card.lazy and self.model.backend == "torchscript"
-        left_out = self.lazy and costs and MATRICES.isdisjoint(properties)
+        # Evidential networks know the trace without the matrices, others do not.
+        needed = MATRICES if self.card.evidential else MATRICES | {"forces_std_epistemic"}
+        left_out = self.lazy and costs and needed.isdisjoint(properties)
         prediction = self.model.predict(
             [graph],
             stress=stress,

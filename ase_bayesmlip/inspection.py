@@ -91,8 +91,7 @@ def _cost(card: ModelCard) -> str:
                 f" covariances of forces (compiled {times['draws_compiled'] / one_compiled:.1f})"
             )
         elif card.evidential and card.n_members == 1:
-            compiled = times["evidential_compiled"] / times["bare_compiled"]
-            values = f"{times['evidential'] / times['bare']:.2f} (compiled {compiled:.2f})"
+            values = f"{times['evidential'] / times['bare']:.2f}"
         elif card.n_members > 1:
             values = f"{times['networks'] / one:.1f}"
             values += f" (compiled {times['networks_compiled'] / one_compiled:.1f})"

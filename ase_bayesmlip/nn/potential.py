@@ -153,8 +153,9 @@ class Potential(nn.Module):
         radial = self.basis(distances)
         species = self.one_hot.index_select(0, graph.atomic_numbers)
         x = (species @ self.embedding).unsqueeze(1)
-        bias = species @ self.bias
-        total, tensor = torch.zeros_like(bias), torch.zeros_like(bias[:, :0])
+        # The order of these sums is that of all files served so far, to the last bit.
+        scalars = species @ self.bias
+        noise, tensor = torch.zeros_like(scalars), torch.zeros_like(scalars[:, :0])
         n_tensors = 0
         features: list[Tensor] = []
         basis: list[Tensor] = []
@@ -163,14 +164,15 @@ class Potential(nn.Module):
             features.append(x)
             out, t, hidden = readout(x)
             basis.append(hidden)
-            total = total + out
+            scalars = scalars + out
+            noise = noise + out
             if t.shape[1] > 0:
                 tensor = t if n_tensors == 0 else tensor + t
                 n_tensors += 1
         return Strata(
-            energies=self.scale * (total + bias)[:, 0],
+            energies=self.scale * scalars[:, 0],
             # Energies add over layers; the noise is averaged, plus one bias per element.
-            channels=total / len(self.layers) + bias,
+            channels=noise / len(self.layers) + species @ self.bias,
             tensor=tensor / max(n_tensors, 1),
             basis=self.scale * torch.cat(basis, dim=1),
             features=features,

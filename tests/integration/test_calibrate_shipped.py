@@ -36,13 +36,14 @@ def tested(calibrated, data_folder):
 pytestmark = pytest.mark.filterwarnings("ignore:the calibration errors do not fix:UserWarning")
 
 
-def test_means_are_untouched_to_the_bit(calibrated, data_folder):
+def test_means_are_untouched(calibrated, data_folder):
+    """To round-off: a program written anew may sum derivatives in another order."""
     before, after = calibrated
     frames = read(data_folder / "ethanol_ood_1200K.extxyz", ":8")
     for one, other in zip(before.evaluate(frames), after.evaluate(frames), strict=True):
-        assert one["energy"] == other["energy"]
+        assert one["energy"] == pytest.approx(other["energy"], rel=1e-14)
         for name in ("forces", "energies"):
-            np.testing.assert_array_equal(one[name], other[name])
+            np.testing.assert_allclose(one[name], other[name], rtol=0.0, atol=1e-11)
         ratio = other["energy_var_epistemic"] / one["energy_var_epistemic"]
         factors = after.card.recalibrations[-1]["factors"]
         assert ratio == pytest.approx(factors["energy_epistemic"], rel=1e-12)

@@ -29,9 +29,11 @@ def contract(n, samples=0, stress=False, epistemic=True, energy_noise=True, forc
         names = [f"{name}_{part}" for part, known in zip(PARTS, parts, strict=True) if known]
         shapes |= dict.fromkeys([name, *names] if names else [], shape)
     if any(energy_parts):
-        shapes["energy_uncertainty"] = ()
+        shapes |= {"energy_uncertainty": (), "energy_shares": (n,)}
     if any(force_parts):
         shapes |= {"forces_var": (n, 3), "forces_uncertainty": (n, 3), "forces_std": (n,)}
+    if force_parts[0]:
+        shapes["forces_std_epistemic"] = (n,)
     if samples:
         shapes |= {"energy_ensemble": (samples,), "forces_ensemble": (samples, n, 3)}
     if stress:
