@@ -14,27 +14,6 @@ from ase_bayesmlip.nn.evidential import NormalInverseWishart
 from ase_bayesmlip.statistics import univariate_student_t_nll
 
 
-class EnergyMoments(NamedTuple):
-    """Variance of energies of structures and what atoms have to do with it, float64, eV².
-
-    Labels are energies of structures: the variance of an atom is a model's decomposition of them
-    and nothing that can be observed.
-
-    Attributes
-    ----------
-    variance : Tensor, (n_graphs,)
-    reported : Tensor, (n,)
-        Variance of each atom's energy error taken by itself. They do not sum to `variance` if
-        errors are coherent.
-    partition : Tensor, (n,)
-        Share of each atom: these do sum to `variance`.
-    """
-
-    variance: Tensor
-    reported: Tensor
-    partition: Tensor
-
-
 class EnergyStudentT(NamedTuple):
     """Student-t law of the energies of structures from laws of independent atoms, float64.
 
@@ -51,31 +30,6 @@ class EnergyStudentT(NamedTuple):
     dof: Tensor
     aleatoric: Tensor
     epistemic: Tensor
-
-
-def energy_moments(
-    independent: Tensor, coherent: Tensor, batch: Tensor, n_graphs: int
-) -> EnergyMoments:
-    """Moments of an energy whose atomic errors have one independent and one coherent part.
-
-    Cov(εᵢ, εⱼ) = σᵢ² [i = j] + δᵢ δⱼ, so that V = Σ σᵢ² + (Σ δᵢ)². With δ = 0 the error per atom
-    falls as N^-1/2, which is too optimistic for errors that atoms share.
-
-    Parameters
-    ----------
-    independent, coherent : Tensor, (n,), eV
-        Standard deviations σᵢ > 0 and δᵢ ≥ 0.
-    batch : Tensor, (n,), int64
-        Structure of each atom.
-    """
-    sigma_squared = independent.to(torch.float64) ** 2
-    delta = coherent.to(torch.float64)
-    shared = sum_by_graph(delta, batch, n_graphs)
-    return EnergyMoments(
-        variance=sum_by_graph(sigma_squared, batch, n_graphs) + shared * shared,
-        reported=sigma_squared + delta * delta,
-        partition=sigma_squared + delta * shared[batch],
-    )
 
 
 def evidential_energy(
@@ -98,7 +52,9 @@ def evidential_energy(
     niw : NormalInverseWishart
         ν > 4, for a fourth moment to exist.
     coherent : Tensor or None, (n,), eV
-        δ of a Gaussian error that atoms have in common: it adds (Σ δ)² to the variance.
+        δ of a Gaussian error that atoms have in common, Cov(εᵢ, εⱼ) = δᵢ δⱼ: it adds (Σ δ)² to the
+        variance. With δ = 0 the error per atom falls as N^-1/2, which is too optimistic for errors
+        that atoms share.
     """
     dof, evidence = niw.dof.to(torch.float64), niw.evidence.to(torch.float64)
     aleatoric = dof / (dof - 2.0) * scale_squared.to(torch.float64)

@@ -18,7 +18,7 @@ from ase_bayesmlip.loss_config import EVIDENTIAL_LOSSES
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.posterior_config import EvidentialConfig as Config
 from ase_bayesmlip.posteriors.around_members import check_start
-from ase_bayesmlip.posteriors.members import Start, chosen_members, load_members, train_members
+from ase_bayesmlip.posteriors.members import Start, chosen_members, train_members
 from ase_bayesmlip.posteriors.members import TrainedMembers as State
 from ase_bayesmlip.posteriors.members import load_members as load
 from ase_bayesmlip.training.data import load_training_data
@@ -46,7 +46,7 @@ def fit(
     assert isinstance(settings, Config)
     starts = None
     if settings.start_from is not None:
-        start = load_members(Path(settings.start_from))
+        start = load(Path(settings.start_from))
         kind = start.config.loss.kind
         if kind not in ("mse", config.loss.kind):
             raise ValueError(

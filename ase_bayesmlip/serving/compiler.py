@@ -30,7 +30,6 @@ from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.serving.archive import add_compiled, quiet_torchscript
 from ase_bayesmlip.serving.compiled import CompiledProgram, machine_of, program_inputs
 from ase_bayesmlip.serving.program import MixtureProgram
-from ase_bayesmlip.serving.recalibrate import set_factors, total_factors
 from ase_bayesmlip.serving.runtime import (
     DTYPES,
     LoadedModel,
@@ -38,6 +37,7 @@ from ase_bayesmlip.serving.runtime import (
     load_model,
     probe_graph,
 )
+from ase_bayesmlip.serving.variance_scaling import set_factors, total_factors
 from ase_bayesmlip.strict import from_dict
 
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]

@@ -9,31 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
-from ase.data import atomic_numbers, chemical_symbols
 
 from ase_bayesmlip.calibration.scaling import Factors, scaled_results
 from ase_bayesmlip.card import ModelCard, read_card
 from ase_bayesmlip.serving.archive import quiet_torchscript, write_served
+from ase_bayesmlip.serving.compiler import rebuild_members
+from ase_bayesmlip.serving.export import ServedModel, script
 from ase_bayesmlip.serving.runtime import load_model
-
-
-def total_factors(card: ModelCard) -> Factors:
-    """All recalibrations of a file one after the other, relative to its posterior as trained."""
-    ones = {chemical_symbols[z]: 1.0 for z in card.atomic_numbers}
-    total = Factors(dict(ones), dict(ones))
-    for record in card.recalibrations:
-        total = total * Factors.from_dict(record["factors"])
-    return total
-
-
-def set_factors(scaling: Any, factors: Factors) -> None:
-    """Write factors into the buffers of a `VarianceScaling`, scripted or not."""
-    for row, by_symbol in enumerate((factors.forces_epistemic, factors.forces_aleatoric)):
-        for symbol, factor in by_symbol.items():
-            scaling.forces[row, atomic_numbers[symbol]] = factor
-    scaling.energy[0] = factors.energy_epistemic
-    scaling.energy[1] = factors.energy_aleatoric
-    scaling.stress[0] = factors.stress_epistemic
+from ase_bayesmlip.serving.variance_scaling import set_factors, total_factors
 
 
 def write_recalibrated(
@@ -88,10 +71,6 @@ def _module(path: Path) -> Any:
         module = torch.jit.load(str(path), map_location="cpu")
         if hasattr(module, "variance_scaling"):
             return module
-        # Not at the top: only old files need what builds potentials.
-        from ase_bayesmlip.serving.compiler import rebuild_members
-        from ase_bayesmlip.serving.export import ServedModel, script
-
         members, references = rebuild_members(path)
         card = read_card(path)
         known = {z: float(references[z]) for z in card.atomic_numbers}

@@ -4,9 +4,15 @@ A multiple of a symmetric, positive semi-definite and equivariant matrix is one 
 are not touched.
 """
 
+from typing import Any
+
 import torch
+from ase.data import atomic_numbers as numbers_by_symbol
+from ase.data import chemical_symbols
 from torch import Tensor, nn
 
+from ase_bayesmlip.calibration.scaling import Factors
+from ase_bayesmlip.card import ModelCard
 from ase_bayesmlip.nn.potential import MAX_ATOMIC_NUMBER
 from ase_bayesmlip.prediction import Prediction
 
@@ -39,6 +45,25 @@ class VarianceScaling(nn.Module):
         """Multiply the variances of a prediction for these atoms, (n_atoms,)."""
         of_atoms = self.forces.index_select(1, atomic_numbers)
         return calibrated(prediction, of_atoms, self.energy, self.stress)
+
+
+def total_factors(card: ModelCard) -> Factors:
+    """All recalibrations of a file one after the other, relative to its posterior as trained."""
+    ones = {chemical_symbols[z]: 1.0 for z in card.atomic_numbers}
+    total = Factors(dict(ones), dict(ones))
+    for record in card.recalibrations:
+        total = total * Factors.from_dict(record["factors"])
+    return total
+
+
+def set_factors(scaling: Any, factors: Factors) -> None:
+    """Write factors into the buffers of a `VarianceScaling`, scripted or not."""
+    for row, by_symbol in enumerate((factors.forces_epistemic, factors.forces_aleatoric)):
+        for symbol, factor in by_symbol.items():
+            scaling.forces[row, numbers_by_symbol[symbol]] = factor
+    scaling.energy[0] = factors.energy_epistemic
+    scaling.energy[1] = factors.energy_aleatoric
+    scaling.stress[0] = factors.stress_epistemic
 
 
 def calibrated(

@@ -1,6 +1,6 @@
 """The rows and columns of `evidential.py`: what each posterior says of the errors it makes."""
 
-from collections.abc import Callable
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from laws import ComponentLaw, GaussianLaw, StudentLaw
+from component_law import ComponentLaw
+from scipy.optimize import minimize_scalar
 
 from ase_bayesmlip import BayesianCalculator
 from ase_bayesmlip.datasets import LabelledFrame, read_frames
+from ase_bayesmlip.evaluation import Bootstrap, Errors, PredictiveLaw
 from ase_bayesmlip.metrics import (
     auroc,
     bootstrap_interval,
@@ -61,6 +63,7 @@ ROWS = {
     "heteroskedastic": ("ensemble of 4, heteroskedastic", "ensemble", "gaussian"),
 }
 N_DRAWS = 50
+LEVELS = np.arange(1, 100) / 100.0
 
 
 @dataclass(frozen=True)
@@ -69,32 +72,25 @@ class Said:
 
     Attributes
     ----------
-    error : ndarray, (n, 3), eV/Å
-    law : GaussianLaw, StudentLaw or ComponentLaw
-        Of the error.
+    errors : Errors
+        Of forces, with their covariance and law.
     score : ndarray, (n,), eV/Å
         √(tr Σ_epistemic/3) of each atom.
-    total : ndarray, (n,), eV/Å
-        Likewise with the total covariance.
-    frame : ndarray, (n,)
-    draws_law : GaussianLaw, StudentLaw or ComponentLaw
+    drawn : PredictiveLaw or ComponentLaw
         What the energy score and the reference of the Spearman coefficient draw from.
     """
 
-    error: np.ndarray
-    law: Any
+    errors: Errors
     score: np.ndarray
-    total: np.ndarray
-    frame: np.ndarray
-    draws_law: Any
+    drawn: Any
 
 
-def _frames(found: list[LabelledFrame]) -> np.ndarray:
-    return np.repeat(np.arange(len(found)), [len(frame.atoms) for frame in found])
-
-
-def _deviation(covariance: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.einsum("icc->i", covariance) / 3.0)
+def _errors(
+    error: np.ndarray, covariance: np.ndarray, law: Any, frames: list[LabelledFrame]
+) -> Errors:
+    frame = np.repeat(np.arange(len(frames)), [len(item.atoms) for item in frames])
+    numbers = np.concatenate([item.atoms.numbers for item in frames])
+    return Errors(error, covariance, law, frame, numbers)
 
 
 def say(
@@ -111,19 +107,23 @@ def say(
 
     error = np.concatenate([f.forces for f in frames]) - joined("forces")
     epistemic = joined("forces_cov_epistemic")
-    total = joined("forces_cov")
-    draws = None
+    law, covariance = PredictiveLaw(), joined("forces_cov")
     if how == "law":
-        law = StudentLaw.of_covariance(total, joined("forces_dof"))
-    elif how == "gaussian":
-        law = GaussianLaw(total)
-    else:
-        spread = factor * epistemic
-        # The energy score of a Cauchy-like law does not exist: that of the Gaussian stands in.
-        law = StudentLaw.of_members(spread, n_members)
-        total, draws = spread, GaussianLaw(spread)
-    scores = _deviation(epistemic), _deviation(total)
-    return Said(error, law, *scores, _frames(frames), law if draws is None else draws)
+        law = PredictiveLaw(dof=joined("forces_dof"))
+    drawn = law
+    if how in ("raw", "scaled"):
+        # The energy score of so heavy a law does not exist: that of the Gaussian stands in.
+        law, covariance = PredictiveLaw(n_members=n_members), factor * epistemic
+    score = np.sqrt(np.einsum("icc->i", epistemic) / 3.0)
+    return Said(_errors(error, covariance, law, frames), score, drawn)
+
+
+def most_likely_factor(errors: Errors) -> float:
+    """The factor of all covariances that suits the errors best."""
+    found = minimize_scalar(
+        lambda x: errors.law.nll(errors.error, np.exp(x) * errors.covariance), bracket=(-1.0, 1.0)
+    )
+    return float(np.exp(found.x))
 
 
 def say_eip(folder: Path, frames: list[LabelledFrame]) -> Said:
@@ -142,57 +142,87 @@ def say_eip(folder: Path, frames: list[LabelledFrame]) -> Said:
         columns.append([error, dof, unit**0.5 * shift, unit**0.5 * scale, epistemic])
     error, dof, shift, scale, epistemic = (np.concatenate(c) for c in zip(*columns, strict=True))
     law = ComponentLaw(dof, shift, scale)
-    variance = scale**2 * dof / (dof - 2.0)
-    scores = np.sqrt(epistemic.mean(axis=1)), np.sqrt(variance.mean(axis=1))
-    return Said(error, law, *scores, _frames(frames), law)
+    covariance = (scale**2 * dof / (dof - 2.0))[:, :, None] * np.eye(3)
+    return Said(_errors(error, covariance, law, frames), np.sqrt(epistemic.mean(axis=1)), law)
 
 
-def mean_absolute_calibration_error(confidence: np.ndarray) -> float:
-    """Mean over the levels 0.01 ... 0.99 of |observed - nominal|."""
-    levels = np.arange(1, 100) / 100.0
-    return float(np.abs(calibration_curve(confidence, levels) - levels).mean())
+def _confidence(errors: Errors) -> np.ndarray:
+    return errors.law.confidence(errors.error, errors.covariance)
+
+
+def _nll(errors: Errors) -> float:
+    return errors.law.nll(errors.error, errors.covariance)
+
+
+def _distance_from_diagonal(curve: np.ndarray) -> float:
+    """Calibration error: mean of |observed - nominal| over the levels."""
+    return float(np.abs(curve - LEVELS).mean())
+
+
+def _milli(value: np.ndarray) -> float:
+    return 1e3 * float(value)
 
 
 def summary(said: Said, foreign: Said | None) -> dict[str, Any]:
     """The metrics of a row, each with a 95 % interval over frames."""
-    generator = np.random.default_rng(0)
-    size = np.linalg.norm(said.error, axis=1)
-    confidence, nll = said.law.confidence(said.error), said.law.nll(said.error)
-    per_atom = len(confidence) // len(size)
-    samples = said.draws_law.sample(N_DRAWS, generator)
-    # Atom by atom, so that resampling frames repeats no work.
+    errors, bootstrap = said.errors, Bootstrap(n_resamples=200)
+    generator = bootstrap.generator()
+    # Energy scores of the atoms; in the place of errors they are resampled by frame like these.
+    draws = np.stack(list(said.drawn.draws(errors.covariance, N_DRAWS, generator)), axis=1)
     scores = np.array(
-        [energy_score(e[None], s[None]) for e, s in zip(said.error, samples, strict=True)]
+        [energy_score(e[None], d[None]) for e, d in zip(errors.error, draws, strict=True)]
     )
-    redrawn = np.linalg.norm(said.draws_law.sample(1, generator)[:, 0], axis=1)
-    statistics: dict[str, Callable[[np.ndarray], float]] = {
-        "forces_mae_meV_per_A": lambda c: 1e3 * mae(said.error[c]),
-        "forces_rmse_meV_per_A": lambda c: 1e3 * rmse(said.error[c]),
-        "calibration_error": lambda c: mean_absolute_calibration_error(
-            confidence.reshape(-1, per_atom)[c].ravel()
+    as_errors = dataclasses.replace(errors, error=scores[:, None], law=None, covariance=None)
+    estimates = {
+        "forces_mae_meV_per_A": bootstrap.mean(errors, lambda e: mae(e.error), _milli),
+        "forces_rmse_meV_per_A": bootstrap.mean(
+            errors, lambda e: rmse(e.error) ** 2, lambda value: 1e3 * float(value) ** 0.5
         ),
-        "coverage_90": lambda c: coverage(confidence.reshape(-1, per_atom)[c].ravel(), 0.9),
-        "forces_nll": lambda c: float(nll[c].mean()),
-        "energy_score_meV_per_A": lambda c: 1e3 * float(scores[c].mean()),
-        "spearman": lambda c: spearman(size[c], said.score[c]),
-        "spearman_total": lambda c: spearman(size[c], said.total[c]),
-        "spearman_reference": lambda c: spearman(redrawn[c], said.total[c]),
+        "calibration_error": bootstrap.mean(
+            errors, lambda e: calibration_curve(_confidence(e), LEVELS), _distance_from_diagonal
+        ),
+        "coverage_90": bootstrap.mean(errors, lambda e: coverage(_confidence(e), 0.9)),
+        "forces_nll": bootstrap.mean(errors, _nll),
+        "energy_score_meV_per_A": bootstrap.mean(as_errors, lambda e: mae(e.error), _milli),
     }
-    found: dict[str, Any] = {"n_frames": int(said.frame.max()) + 1, "n_atoms": len(size)}
-    for name, statistic in statistics.items():
-        found[name] = statistic(np.arange(len(size)))
-        interval = bootstrap_interval(statistic, said.frame, n_resamples=100, generator=generator)
-        found[f"{name}_ci"] = interval.tolist()
+    found: dict[str, Any] = {"n_frames": int(errors.frame.max()) + 1, "n_atoms": len(errors.error)}
+    for name, estimate in estimates.items():
+        found[name], found[f"{name}_ci"] = estimate.value, estimate.interval.tolist()
+    found |= _rank_numbers(said, np.linalg.norm(draws[:, 0], axis=1), generator)
     if foreign is not None:
         found["auroc"] = auroc(_largest(said), _largest(foreign))
-        found["foreign_forces_mae_meV_per_A"] = 1e3 * mae(foreign.error)
-        found["foreign_coverage_90"] = coverage(foreign.law.confidence(foreign.error), 0.9)
+        found["foreign_forces_mae_meV_per_A"] = 1e3 * mae(foreign.errors.error)
+        found["foreign_coverage_90"] = coverage(_confidence(foreign.errors), 0.9)
+    return found
+
+
+def _rank_numbers(
+    said: Said, redrawn: np.ndarray, generator: np.random.Generator
+) -> dict[str, Any]:
+    """Spearman coefficients of the size of an error, or of one drawn from the law itself."""
+    size, total = np.linalg.norm(said.errors.error, axis=1), said.errors.std
+    pairs = {
+        "spearman": (size, said.score),
+        "spearman_total": (size, total),
+        "spearman_reference": (redrawn, total),
+    }
+    found: dict[str, Any] = {}
+    for name, (sizes, scores) in pairs.items():
+
+        def statistic(chosen: np.ndarray, x: np.ndarray = sizes, y: np.ndarray = scores) -> float:
+            return spearman(x[chosen], y[chosen])
+
+        interval = bootstrap_interval(
+            statistic, said.errors.frame, n_resamples=100, generator=generator
+        )
+        found[name], found[f"{name}_ci"] = spearman(sizes, scores), interval.tolist()
     return found
 
 
 def _largest(said: Said) -> np.ndarray:
     """Largest score of each frame."""
-    return np.array([said.score[said.frame == k].max() for k in range(said.frame.max() + 1)])
+    frame = said.errors.frame
+    return np.array([said.score[frame == k].max() for k in range(frame.max() + 1)])
 
 
 def served(state: Any, path: Path) -> BayesianCalculator:
@@ -254,7 +284,7 @@ def evaluate_dataset(
                 factor = 1.0
                 if how == "scaled":
                     known = say(on_calibration, calibration, "raw", n_members)
-                    factor = known.law.most_likely_factor(known.error)
+                    factor = most_likely_factor(known.errors)
                 sets = [
                     None if f is None else say(results, f, how, n_members, factor)
                     for results, f in ((on_test, test), (on_foreign, foreign))
@@ -290,8 +320,10 @@ def data_efficiency(
                     {
                         "n_train": n_frames,
                         "variant": variant,
-                        "forces_mae_meV_per_A": 1e3 * mae(said.error),
-                        "forces_nll": float(said.law.nll(said.error).mean()),
+                        "forces_mae_meV_per_A": 1e3 * mae(said.errors.error),
+                        "forces_nll": said.errors.law.nll(
+                            said.errors.error, said.errors.covariance
+                        ),
                     }
                 )
     return found

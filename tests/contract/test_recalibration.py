@@ -26,9 +26,9 @@ from ase_bayesmlip.serving.archive import (
 )
 from ase_bayesmlip.serving.compiled import program_inputs
 from ase_bayesmlip.serving.program import MixtureProgram
-from ase_bayesmlip.serving.recalibrate import set_factors, total_factors, write_recalibrated
+from ase_bayesmlip.serving.recalibrate import write_recalibrated
 from ase_bayesmlip.serving.runtime import load_model
-from ase_bayesmlip.serving.variance_scaling import VarianceScaling
+from ase_bayesmlip.serving.variance_scaling import VarianceScaling, set_factors, total_factors
 from ase_bayesmlip.testing import check_served_model
 
 FACTORS = Factors(

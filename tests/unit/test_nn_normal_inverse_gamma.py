@@ -16,7 +16,6 @@ from ase_bayesmlip.nn.normal_inverse_gamma import (
     eip_parameters,
     eip_regulariser,
     eip_student_t,
-    energy_moments,
     energy_student_t_nll,
     evidential_energy,
 )
@@ -42,31 +41,22 @@ def same_atoms(n: int, dof: float, evidence: float) -> NormalInverseWishart:
 # --- energies ------------------------------------------------------------------------------------
 
 
-def test_energy_variance_is_the_sum_of_the_covariance_of_atoms():
-    sigma, delta = randn(12).exp(), randn(12, seed=1).exp()
-    found = energy_moments(sigma, delta, BATCH, 3)
-    covariance = torch.diag(sigma**2) + torch.outer(delta, delta)
+def test_independent_errors_grow_with_the_root_and_coherent_ones_with_the_number():
+    """A covariance of atoms with a diagonal and one direction, summed over each structure."""
+    niw, sigma, delta = same_atoms(12, 7.0, 0.5), randn(12).exp(), randn(12, seed=1).exp()
+    found = evidential_energy(sigma**2, niw, BATCH, 3, delta)
+    each = 7.0 / 5.0 * 3.0 * sigma**2  # ν/(ν - 2) (1 + 1/κ) s²
+    covariance = torch.diag(each) + torch.outer(delta, delta)
     for graph in range(3):
         mask = torch.eq(BATCH, graph)
         block = covariance[mask][:, mask]
         torch.testing.assert_close(found.variance[graph], block.sum(), rtol=1e-12, atol=0.0)
-        torch.testing.assert_close(found.reported[mask], block.diagonal())
-        torch.testing.assert_close(found.partition[mask], block.sum(1))
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_partition_of_the_energy_variance_is_exact(dtype):
-    sigma, delta = randn(12).exp().to(dtype), randn(12, seed=1).exp().to(dtype)
-    found = energy_moments(sigma, delta, BATCH, 3)
-    total = torch.zeros(3, dtype=torch.float64).index_add(0, BATCH, found.partition)
-    torch.testing.assert_close(total, found.variance, rtol=1e-12, atol=0.0)
-
-
-def test_independent_errors_grow_with_the_root_and_coherent_ones_with_the_number():
-    ones, zeros = torch.ones(12, dtype=torch.float64), torch.zeros(12, dtype=torch.float64)
-    number = [4.0, 1.0, 7.0]
-    assert energy_moments(ones, zeros, BATCH, 3).variance.tolist() == number
-    assert energy_moments(zeros, ones, BATCH, 3).variance.tolist() == [n * n for n in number]
+    ones, tiny = torch.ones(12, dtype=torch.float64), 1e-200 * torch.ones(12, dtype=torch.float64)
+    number = torch.tensor([4.0, 1.0, 7.0], dtype=torch.float64)
+    alone = evidential_energy(ones, niw, BATCH, 3)
+    torch.testing.assert_close(alone.variance, 4.2 * number, rtol=1e-12, atol=0.0)
+    together = evidential_energy(tiny, niw, BATCH, 3, ones)
+    torch.testing.assert_close(together.variance, number**2, rtol=1e-12, atol=0.0)
 
 
 def test_law_of_one_atom_and_of_equal_atoms_in_closed_form():
@@ -228,7 +218,7 @@ def everything(
 ) -> list[torch.Tensor]:
     niw = niw_parameters(raw, components[:, :, 0].repeat(1, 2)[:, :5], 0.0)
     law = evidential_energy(torch.exp(raw[:, 0]), niw, batch, 3)
-    moments = energy_moments(torch.exp(raw[:, 0]), torch.exp(raw[:, 1]), batch, 3)
+    moments = evidential_energy(torch.exp(raw[:, 0]), niw, batch, 3, torch.exp(raw[:, 1]))
     nig = eip_parameters(components)
     return [
         law.variance,
@@ -236,8 +226,8 @@ def everything(
         law.aleatoric,
         law.epistemic,
         moments.variance,
-        moments.reported,
-        moments.partition,
+        moments.dof,
+        moments.epistemic,
         energy_student_t_nll(residual[:3, 0].to(law.dof.dtype), law.variance, law.dof),
         eip_nll(residual, nig, 0.4),
         eip_regulariser(residual, nig, 0.4),
