@@ -105,8 +105,8 @@ def draw(runs: dict[str, list[tuple[float, bool]]], path: Path) -> None:
         axes.plot(steps, ratios, color=colour, label=name, linewidth=1.2)
         failed = ~np.array([fine for _, fine in seen])
         if failed.any():
-            axes.plot(steps[failed], ratios[failed], "x", color="black", markersize=4)
-    axes.plot([], [], "x", color="black", markersize=4, label="no Cholesky factor in float32")
+            label = f"{name}: no Cholesky factor in float32"
+            axes.plot(steps[failed], ratios[failed], "x", color="black", markersize=4, label=label)
     axes.axhline(LIMIT, color="tab:blue", linestyle=":", label=f"bound of the damper, {LIMIT:.0f}")
     axes.set(yscale="log", xlabel="training step", ylabel="largest eigenvalue ratio of Σ₀")
     axes.legend(frameon=False, fontsize=8)
