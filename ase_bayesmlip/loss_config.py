@@ -14,6 +14,10 @@ from ase_bayesmlip.strict import Rule
 # What gives the law of a force error from one network, see `nn.evidential`.
 EVIDENTIAL_LOSSES = ("evidential", "eip")
 
+# Losses whose force term is a mean over structures of a mean over their atoms; that of the others
+# is a mean over all atoms of a batch.
+FORCES_BY_STRUCTURE = ("nll_jef", "evidential")
+
 
 @dataclass(frozen=True)
 class EvidenceConfig:

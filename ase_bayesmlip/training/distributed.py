@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from ase_bayesmlip.config import LossConfig
 from ase_bayesmlip.graph import AtomicGraph
+from ase_bayesmlip.loss_config import FORCES_BY_STRUCTURE
 from ase_bayesmlip.training.data import GraphDataset, Labels
 
 # What torchrun gives to each process that it starts.
@@ -141,7 +142,7 @@ def part_of_batch(
     weights = dataclasses.replace(
         config,
         energy_weight=config.energy_weight * structures,
-        forces_weight=config.forces_weight * (structures if kind == "nll_jef" else atoms),
+        forces_weight=config.forces_weight * (structures if kind in FORCES_BY_STRUCTURE else atoms),
         stress_weight=config.stress_weight * stresses,
     )
     # A rank left empty evaluates some structure with weights of zero, so that its gradients are

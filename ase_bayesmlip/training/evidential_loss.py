@@ -2,7 +2,7 @@
 
 Of e²IP, per structure of n atoms and with weights w,
 
-    (1/n) { w_E g_E NLL_E + w_F Σ_i g_i NLL_i } + w_F λ ⟨(ν_i + κ_i) |r_i|²/σ_F²⟩_i,
+    (1/n) { w_E g_E NLL_E + w_F Σ_i [g_i NLL_i + λ (ν_i + κ_i) |r_i|²/σ_F²] },
 
 NLL_i the Student-t of a force and NLL_E that of the energy. The weights g = σ^(2β), held constant,
 are those of β-NLL with the total variances (arXiv 2203.09168), in units of the training force RMS.
@@ -53,15 +53,14 @@ def evidential_loss(
     energy = energy_nll(evidence, outputs, labels, graph)
     assert outputs.energy_var is not None
     energy = energy * (outputs.energy_var.detach() / unit**2) ** config.beta
-    per_atom = sum_by_graph(forces, graph.batch, graph.n_graphs) / labels.n_atoms
-    value = config.energy_weight * (energy / labels.n_atoms).mean()
-    value = value + config.forces_weight * per_atom.mean()
     penalty = penalty_weight(config.evidence, float(evidence.unit_squared))
     if penalty > 0.0:
         stop = config.evidence.stop_residual
         cost = evidence_penalty(residual, evidence.niw, evidence.unit_squared, stop)
-        value = value + config.forces_weight * penalty * cost.mean()
-    return value
+        forces = forces + penalty * cost
+    per_atom = sum_by_graph(forces, graph.batch, graph.n_graphs) / labels.n_atoms
+    value = config.energy_weight * (energy / labels.n_atoms).mean()
+    return value + config.forces_weight * per_atom.mean()
 
 
 def energy_nll(evidence: Evidence, outputs: Outputs, labels: Labels, graph: AtomicGraph) -> Tensor:

@@ -17,6 +17,7 @@ import yaml
 
 from ase_bayesmlip.cli import main
 from ase_bayesmlip.config import Config, LossConfig, from_dict, to_dict
+from ase_bayesmlip.loss_config import EVIDENTIAL_LOSSES, EvidenceConfig
 from ase_bayesmlip.nn.build import build_potential
 from ase_bayesmlip.posteriors import ensemble
 from ase_bayesmlip.training import distributed
@@ -282,19 +283,25 @@ def gradient(potential, kind, graph, labels, config) -> tuple[float, torch.Tenso
 
 
 @pytest.mark.parametrize("n_ranks", [1, 2, 3, 4, 9])
-@pytest.mark.parametrize("kind", sorted(KINDS))
-def test_parts_add_up_to_the_batch(mixture, kind, n_ranks):
+@pytest.mark.parametrize(
+    ("kind", "mode"), [(kind, "coupled") for kind in sorted(KINDS)] + [("evidential", "paper")]
+)
+def test_parts_add_up_to_the_batch(mixture, kind, mode, n_ranks):
     from noise import wake_noise
 
     batch = [5, 0, 2, 4, 4, 6, 1]
     data, _ = make_sets(mixture)
-    potential = wake_noise(make_potential(mixture))
-    whole = gradient(potential, kind, *next(data.batches(batch, len(batch))), mixture.loss)
+    config = dataclasses.replace(mixture.loss, evidence=EvidenceConfig(mode=mode))
+    # The heads that the loss needs; those of nll_jef serve the losses without a noise model.
+    built = dataclasses.replace(config, kind=kind if kind in EVIDENTIAL_LOSSES else "nll_jef")
+    model = dataclasses.replace(mixture.model, n_layers=2)
+    potential = wake_noise(make_potential(dataclasses.replace(mixture, loss=built, model=model)))
+    whole = gradient(potential, kind, *next(data.batches(batch, len(batch))), config)
     parts = [
         gradient(
             potential,
             kind,
-            *distributed.part_of_batch(data, batch, kind, mixture.loss, rank, n_ranks),
+            *distributed.part_of_batch(data, batch, kind, config, rank, n_ranks),
         )
         for rank in range(n_ranks)
     ]
