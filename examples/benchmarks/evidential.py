@@ -4,9 +4,10 @@
 
 trains what is missing in the folder `runs` (interrupted trainings are continued), evaluates every
 posterior on test sets that no training saw, prints one table per data set, and keeps the numbers.
-`--evaluate-only` leaves out what is not trained yet; `--datasets water` takes one of them.
+`--evaluate-only` leaves out what is not trained yet: its rows stay as they were in the file of
+numbers, where each row has its date; `--datasets water` takes one of them.
 BAYESMLIP_DATA is the folder of the reference data; base configurations are in
-examples/configs/evidential.
+examples/configs/studies.
 
 All potentials of a data set have the same shape. One is trained on squared errors for two thirds of
 the epochs, and each evidential one goes on from it with its own likelihood for the last third; the
@@ -31,7 +32,7 @@ from ase_bayesmlip.config import load_config
 from ase_bayesmlip.posteriors import POSTERIORS
 from ase_bayesmlip.training.allocator import keep_freed_memory
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "evidential"
+CONFIGS = Path(__file__).parents[1] / "configs" / "studies"
 EVIDENTIAL, PAPER, EIP = (
     {"kind": "evidential"},
     # λ = 0.1 (eV/Å)⁻² and the plain likelihood, as published.
@@ -126,7 +127,14 @@ def main() -> None:
                 train(name, content, folder, arguments.jobs)
         fractions = {n: f"{dataset}{n}" for n in FRACTIONS.get(dataset, ())}
         data = Path(os.environ["BAYESMLIP_DATA"])
-        results[dataset] = evaluate_dataset(dataset, folder, data, fractions)
+        found = evaluate_dataset(dataset, folder, data, fractions)
+        before = results.get(dataset, {"rows": {}})
+        rows = {**before["rows"], **found["rows"]}
+        results[dataset] = {
+            **before,
+            **found,
+            "rows": {row: rows[row] for row in ROWS if row in rows},
+        }
         print(f"\n{dataset}\n{table(results[dataset]['rows'], ROWS)}", flush=True)
         for row in results[dataset].get("data_efficiency", []):
             print(row)

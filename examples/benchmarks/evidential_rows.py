@@ -2,14 +2,17 @@
 
 import dataclasses
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
+from ase import Atoms
 from component_law import ComponentLaw
 from scipy.optimize import minimize_scalar
+from walk import Walk
 
 from ase_bayesmlip import BayesianCalculator
 from ase_bayesmlip.datasets import LabelledFrame, read_frames
@@ -63,6 +66,7 @@ ROWS = {
     "heteroskedastic": ("ensemble of 4, heteroskedastic", "ensemble", "gaussian"),
 }
 N_DRAWS = 50
+N_TURNS = 12
 LEVELS = np.arange(1, 100) / 100.0
 
 
@@ -255,6 +259,20 @@ def rotation_error(calculator: BayesianCalculator, frames: list[LabelledFrame]) 
     return float(np.concatenate(errors).mean())
 
 
+def step_times(calculators: dict[str, BayesianCalculator], atoms: Atoms) -> dict[str, float]:
+    """Median of a step with the whole answer, ms; taking turns, so that all are slowed alike."""
+    walks = {}
+    for run, calculator in calculators.items():
+        own = atoms.copy()
+        own.calc = calculator
+        walks[run] = Walk(own)
+    turns: dict[str, list[float]] = {run: [] for run in walks}
+    for _ in range(N_TURNS):
+        for run, walk in walks.items():
+            turns[run] += walk.turn()
+    return {run: 1e3 * float(np.median(seconds)) for run, seconds in turns.items()}
+
+
 def evaluate_dataset(
     dataset: str, folder: Path, data: Path, fractions: dict[int, str]
 ) -> dict[str, Any]:
@@ -263,7 +281,7 @@ def evaluate_dataset(
         None if path is None else read_frames(str(data / path)) for path in DATASETS[dataset]
     )
     assert test is not None
-    rows, answers = {}, {}
+    rows, answers, calculators = {}, {}, {}
     with TemporaryDirectory() as name:
         for row, (_, run, how) in ROWS.items():
             path = folder / f"{dataset}_{run}"
@@ -273,7 +291,7 @@ def evaluate_dataset(
                 print(f"left out: {error}")
                 continue
             if run not in answers:
-                calculator = served(state, Path(name) / f"{run}.pt")
+                calculator = calculators[run] = served(state, Path(name) / f"{run}.pt")
                 wanted = (test, foreign, calibration if run == "ensemble" else None)
                 said = [answer(calculator, frames) for frames in wanted]
                 answers[run] = calculator.card.n_members, said, rotation_error(calculator, test)
@@ -289,9 +307,13 @@ def evaluate_dataset(
                     None if f is None else say(results, f, how, n_members, factor)
                     for results, f in ((on_test, test), (on_foreign, foreign))
                 ]
-            rows[row] = summary(sets[0], sets[1]) | {"rotation_error": turned}
+            today = datetime.now(UTC).date().isoformat()
+            rows[row] = summary(sets[0], sets[1]) | {"rotation_error": turned, "date": today}
             if how == "scaled":
                 rows[row]["factor"] = factor
+        times = step_times(calculators, test[0].atoms)
+    for row, numbers in rows.items():
+        numbers["step_ms"] = times[ROWS[row][1]]
     found: dict[str, Any] = {"rows": rows}
     if fractions:
         found["data_efficiency"] = data_efficiency(dataset, folder, test, fractions)
@@ -340,6 +362,7 @@ COLUMNS = {
     "auroc": ("AUROC", ".3f"),
     "rotation_error": ("change by rotation", ".1%"),
     "foreign_coverage_90": ("coverage of 90 %, foreign", ".2f"),
+    "step_ms": ("step, ms", ".1f"),
 }
 
 
