@@ -10,6 +10,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.io import read
+from calibrated import FACTORS, calibration_record
 
 from ase_bayesmlip.calculator import BayesianCalculator
 from ase_bayesmlip.card import read_card
@@ -19,7 +20,9 @@ from ase_bayesmlip.prediction import Prediction
 from ase_bayesmlip.serving import compiled
 from ase_bayesmlip.serving.archive import add_compiled, read_compiled, replace_card
 from ase_bayesmlip.serving.compiler import compile_served
+from ase_bayesmlip.serving.recalibrate import write_recalibrated
 from ase_bayesmlip.serving.runtime import load_model
+from ase_bayesmlip.serving.variance_scaling import total_factors
 from ase_bayesmlip.testing import as_arrays, check_served_model
 
 COMPILER = os.environ.get("CXX", "g++")
@@ -42,9 +45,11 @@ def shipped(tmp_path_factory, data_folder):
 
 @pytest.fixture(scope="session", params=["race", "point", "laplace", "evidential"])
 def other(request, tmp_path_factory, serve):
-    """Other backbones and posteriors; all but race are compiled in float64."""
+    """Other backbones and posteriors; all but race are compiled in float64, Laplace calibrated."""
     path = tmp_path_factory.mktemp("compiled") / f"{request.param}.pt"
     serve(request.param, path)
+    if request.param == "laplace":
+        write_recalibrated(path, path, calibration_record(FACTORS), {})
     compile_served(path)
     return path
 
@@ -85,6 +90,30 @@ def test_every_posterior_agrees_on_a_small_cell(other, small_cell):
     assert found.keys() == expected.keys()
     for field, value in expected.items():
         assert np.abs(found[field] - value).max() <= AGREEMENT * np.abs(value).max(), field
+
+
+def test_variances_have_the_factors_of_the_card(other, small_cell, loaded):
+    """Against the file of before calibration, in TorchScript; most files have factors of one."""
+    fast, plain = load_model(other), loaded(other.stem)
+    assert fast.backend == "aoti"
+    factors = total_factors(fast.card)
+    assert (factors == FACTORS) == bool(fast.card.recalibrations)
+    graphs = [graph_of(small_cell, fast.card.cutoff)]
+    found, before = (model.predict(graphs, stress=True) for model in (fast, plain))
+    of_atoms = factors.of_atoms(small_cell.get_chemical_symbols())
+    epistemic, aleatoric = (torch.tensor(factor).view(-1, 1, 1) for factor in of_atoms)
+    for field, factor in (
+        ("forces_cov_epistemic", epistemic),
+        ("forces_cov_aleatoric", aleatoric),
+        ("energy_var_epistemic", factors.energy_epistemic),
+        ("energy_var_aleatoric", factors.energy_aleatoric),
+    ):
+        if getattr(before, field) is None:
+            assert getattr(found, field) is None
+            continue
+        expected = getattr(before, field) * factor
+        difference = (getattr(found, field) - expected).abs().max()
+        assert difference <= AGREEMENT * expected.abs().max(), field
 
 
 def test_passes_the_checks_of_a_served_model(other, ethanol, cubic_co2):

@@ -8,9 +8,9 @@ import pytest
 import torch
 from ase import Atoms
 from ase.io import read, write
+from calibrated import FACTORS, calibration_record
 
 from ase_bayesmlip.calculator import BayesianCalculator
-from ase_bayesmlip.calibration import Factors
 from ase_bayesmlip.card import ModelCard, read_card
 from ase_bayesmlip.cli import main
 from ase_bayesmlip.datasets import read_frames, sha256
@@ -31,30 +31,8 @@ from ase_bayesmlip.serving.runtime import load_model
 from ase_bayesmlip.serving.variance_scaling import VarianceScaling, set_factors, total_factors
 from ase_bayesmlip.testing import check_served_model
 
-FACTORS = Factors(
-    forces_epistemic={"H": 2.0, "C": 3.0, "O": 0.5},
-    forces_aleatoric={"H": 0.25, "C": 5.0, "O": 1.5},
-    energy_epistemic=7.0,
-    energy_aleatoric=0.125,
-    stress_epistemic=1.75,
-)
 MEANS = ["energy", "atomic_energies", "forces", "stress"]
 KINDS = ["small", "nll_e", "point", "laplace_mixture", "evidential"]
-
-
-def record_of(factors):
-    """What a model card keeps of a calibration, without its levels."""
-    numbers = {"forces": {"coverage_90": 0.5}}
-    return {
-        "method": "per-element-split",
-        "sha256": "2" * 64,
-        "n_frames": 3,
-        "factors": dataclasses.asdict(factors),
-        "levels": [],
-        "conformal": {},
-        "isotonic": {},
-        "numbers": {"before": numbers, "after": numbers},
-    }
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +43,7 @@ def scaled(served, tmp_path_factory):
     def make(name):
         path = folder / f"{name}.pt"
         if not path.exists():
-            write_recalibrated(served(name), path, record_of(FACTORS), {})
+            write_recalibrated(served(name), path, calibration_record(FACTORS), {})
         return path
 
     return make
@@ -197,7 +175,7 @@ def test_the_self_test_covers_the_factors(scaled, tmp_path):
 
 def test_calibrations_compose(scaled, loaded, tmp_path, ethanol):
     again = tmp_path / "again.pt"
-    card = write_recalibrated(scaled("small"), again, record_of(FACTORS), {})
+    card = write_recalibrated(scaled("small"), again, calibration_record(FACTORS), {})
     assert len(card.recalibrations) == 2
     assert total_factors(card) == FACTORS * FACTORS
     before = predictions(loaded("small"), [ethanol])
