@@ -47,6 +47,9 @@ def forces_epistemic_mean(results: Mapping[str, Any], atoms: Atoms) -> Score:
 def atomic_energy_var_max(results: Mapping[str, Any], atoms: Atoms) -> Score:
     """Largest epistemic variance of an atomic energy; eV².
 
+    Of a last-layer Laplace file it is φᵀ H⁻¹ φ, the squared distance of the features φ of an atom
+    from what the training has seen, in the metric of its curvature H.
+
     Labels fix total energies only. Where the training compositions do not tell elements apart,
     members may divide the same total differently over the atoms, and this score sees that too.
     """
