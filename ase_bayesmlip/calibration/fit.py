@@ -71,7 +71,7 @@ class Calibration:
         Quantiles of the recalibrated distributions: of the distance of ``forces``, all elements
         together, and of the standardised error of the ``energy``. See `isotonic_quantiles`.
     numbers : dict
-        ``before``; ``after`` scaling, with Gaussian regions; ``after_isotonic``;
+        ``before``; ``after`` scaling, with regions of the file's law; ``after_isotonic``;
         ``after_conformal``. All but the first are measured on frames that the fit in question had
         not seen, in five folds.
     level_frames : ndarray of int
@@ -138,7 +138,7 @@ def calibrate(observed: Observations, elements: Sequence[int], method: str) -> C
         levels=list(LEVELS),
         conformal=conformal,
         isotonic=isotonic,
-        numbers={"before": before.numbers()["gaussian"], **_held_out(observed, elements, method)},
+        numbers={"before": before.numbers()["law"], **_held_out(observed, elements, method)},
         level_frames=halves[1],
     )
 
@@ -277,7 +277,7 @@ def _held_out(observed: Observations, elements: Sequence[int], method: str) -> d
         quality.add(test, conformal, isotonic)
     numbers = quality.numbers()
     return {
-        "after": numbers["gaussian"],
+        "after": numbers["law"],
         "after_isotonic": numbers["isotonic"],
         "after_conformal": numbers["conformal"],
     }

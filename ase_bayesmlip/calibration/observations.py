@@ -32,6 +32,8 @@ class Errors:
         Number of the frame that an item belongs to: items of one frame are not independent.
     atomic_numbers : ndarray of int, (n,)
         Zero for energies, which belong to no element.
+    dof : ndarray or None, (n,)
+        Degrees of freedom of a Student-t law with the total covariance; None for a Gaussian.
     """
 
     error: FloatArray
@@ -39,6 +41,7 @@ class Errors:
     aleatoric: FloatArray | None
     frame: IntArray
     atomic_numbers: IntArray
+    dof: FloatArray | None = None
 
     @property
     def total(self) -> FloatArray:
@@ -54,6 +57,7 @@ class Errors:
             None if self.aleatoric is None else self.aleatoric[mask],
             self.frame[mask],
             self.atomic_numbers[mask],
+            None if self.dof is None else self.dof[mask],
         )
 
     def scaled(self, epistemic: FloatArray, aleatoric: FloatArray) -> Errors:
@@ -139,6 +143,9 @@ def observe(results: Sequence[Mapping[str, Any]], frames: Sequence[LabelledFrame
         numbers,
         frames,
     )
+    if forces is not None and all("forces_dof" in result for result in results):
+        dof = np.concatenate([np.ravel(result["forces_dof"]) for result in results])
+        forces = dataclasses.replace(forces, dof=dof.astype(np.float64))
     energy = _errors(
         "energy",
         np.array(energy_error),

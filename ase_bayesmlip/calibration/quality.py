@@ -19,6 +19,8 @@ from ase_bayesmlip.metrics import (
     gaussian_nll,
     interval_confidence,
     multivariate_gaussian_nll,
+    student_t_law,
+    student_t_nll,
 )
 
 
@@ -42,7 +44,7 @@ class Quality:
                 continue
             value = standardised(errors)
             self._nll[name].append((_nll(errors), len(value)))
-            self._confidence["gaussian", name].append(_gaussian_confidence(value, name))
+            self._confidence["law", name].append(_confidence(value, errors))
             if isotonic is not None:
                 found = _isotonic_confidence(value, isotonic[name], name)
                 self._confidence["isotonic", name].append(found)
@@ -50,12 +52,14 @@ class Quality:
                 self._covered[name].append(_inside(value, errors, conformal[name]))
 
     def numbers(self) -> dict[str, dict[str, dict[str, float]]]:
-        """``calibration_error``, ``coverage_90`` and, of Gaussians, ``nll``, by kind and quantity.
+        """``calibration_error``, ``coverage_90`` and, of the law, ``nll``, by kind and quantity.
+
+        The law of the served covariances is Gaussian, or a Student-t where the file says so.
 
         Negative log-likelihoods are in nats per vector, of (eV/Å)³, or per frame, of eV.
         """
         found: dict[str, dict[str, dict[str, float]]] = {
-            "gaussian": {},
+            "law": {},
             "isotonic": {},
             "conformal": {},
         }
@@ -67,7 +71,7 @@ class Quality:
             }
         for name, terms in self._nll.items():
             total = sum(n for _, n in terms)
-            found["gaussian"][name]["nll"] = sum(nll * n for nll, n in terms) / total
+            found["law"][name]["nll"] = sum(nll * n for nll, n in terms) / total
         for name, inside in self._covered.items():
             covered = np.concatenate(inside)
             if len(covered):
@@ -78,13 +82,20 @@ class Quality:
 def _nll(errors: Errors) -> float:
     if errors.error.shape[1] == 1:
         return gaussian_nll(errors.error[:, 0], errors.total[:, 0, 0])
-    return multivariate_gaussian_nll(errors.error, errors.total)
+    if errors.dof is None:
+        return multivariate_gaussian_nll(errors.error, errors.total)
+    scale = ((errors.dof - 2.0) / errors.dof)[:, None, None] * errors.total
+    return student_t_nll(errors.error, scale, errors.dof)
 
 
-def _gaussian_confidence(value: FloatArray, name: str) -> FloatArray:
-    if name == "energy":
+def _confidence(value: FloatArray, errors: Errors) -> FloatArray:
+    dimension = errors.error.shape[1]
+    if dimension == 1:
         return interval_confidence(value, np.ones_like(value))
-    return ellipsoid_confidence(value**2, chi_squared_law(3))
+    if errors.dof is None:
+        return ellipsoid_confidence(value**2, chi_squared_law(dimension))
+    distance = value**2 * errors.dof / (errors.dof - 2.0)
+    return ellipsoid_confidence(distance, student_t_law(errors.dof, dimension))
 
 
 def _isotonic_confidence(value: FloatArray, quantiles: list[Any], name: str) -> FloatArray:

@@ -10,7 +10,13 @@ spectrum L⁻¹ Σ_epistemic L⁻ᵀ = U diag(ρ) Uᵀ, the components y = Uᵀ 
 
     y_k ~ N(0, a ρ_k + b),                                                                 (2)
 
-so that vectors and scalars, elements and files all lead to the same problem of two numbers.
+so that vectors and scalars, elements and files all lead to the same problem of two numbers. Where
+a file gives a Student-t law with η degrees of freedom and this covariance, its likelihood is taken:
+the gradient is that of the Gaussian with each y² multiplied by
+
+    w = (η + d) / (η - 2 + Σ_k y_k²/(a ρ_k + b)),                                           (3)
+
+which makes little of outliers (η → ∞ gives w = 1).
 """
 
 from __future__ import annotations
@@ -32,8 +38,9 @@ LIMIT = 1e3
 # ln a and ln b that are known less well than this cannot be told apart.
 UNKNOWN = 1.0
 
-# Of the likelihood per component.
+# Of the likelihood per component, and of a factor.
 _CONVERGED = 1e-13
+_MAX_STEPS = 1000
 
 
 class Components(NamedTuple):
@@ -48,12 +55,23 @@ class Components(NamedTuple):
     frame : ndarray of int, (n,)
     parts : tuple of bool
         Whether there is an epistemic part, and an aleatoric one.
+    dof : ndarray or None, (n,)
+        η; None for a Gaussian.
     """
 
     ratio: FloatArray
     square: FloatArray
     frame: IntArray
     parts: tuple[bool, bool]
+    dof: FloatArray | None = None
+
+    def weights(self, variance: FloatArray) -> FloatArray:
+        """The w of (3), (n, 1), for variances a ρ + b."""
+        if self.dof is None:
+            return np.ones((len(self.square), 1))
+        distance = (self.square / variance).sum(axis=1)
+        dimension = self.square.shape[1]
+        return ((self.dof + dimension) / (self.dof - 2.0 + distance))[:, None]
 
 
 class Fit(NamedTuple):
@@ -80,21 +98,31 @@ def components(errors: Errors) -> Components:
     whitened = np.linalg.solve(root, errors.error[:, :, None])[:, :, 0]
     if errors.epistemic is None or errors.aleatoric is None:
         ratio = np.full(whitened.shape, float(parts[0]))
-        return Components(ratio, whitened**2, errors.frame, parts)
+        return Components(ratio, whitened**2, errors.frame, parts, errors.dof)
     half = np.linalg.solve(root, errors.epistemic)
     relative = np.linalg.solve(root, half.swapaxes(1, 2))
     ratio, axes = np.linalg.eigh(0.5 * (relative + relative.swapaxes(1, 2)))
     square = np.einsum("nk,nkl->nl", whitened, axes) ** 2
-    return Components(np.maximum(ratio, 0.0), square, errors.frame, parts)
+    return Components(np.maximum(ratio, 0.0), square, errors.frame, parts, errors.dof)
 
 
 def fit_one_factor(c: Components) -> Fit:
-    """The factor a = b of both parts: the mean of y²/(ρ + 1), in closed form."""
-    relative = c.square / (c.ratio + (1.0 if c.parts[1] else 0.0))
+    """The factor a = b of both parts: the mean of w y²/(ρ + 1).
+
+    In closed form for a Gaussian; else the fixed point of expectation maximisation.
+    """
+    variance = c.ratio + (1.0 if c.parts[1] else 0.0)
+    relative = c.square / variance
     factor = float(relative.mean())
     _check_factor(factor)
-    gradient = 0.5 * (1.0 - relative / factor).sum(axis=1)
-    error = _clustered(gradient[:, None], np.array([[0.5 * relative.size]]), c.frame)[0]
+    for _ in range(0 if c.dof is None else _MAX_STEPS):
+        before, factor = factor, float((c.weights(factor * variance) * relative).mean())
+        if abs(factor / before - 1.0) < _CONVERGED:
+            break
+    _check_factor(factor)
+    scores = 0.5 * (1.0 - c.weights(factor * variance) * relative / factor).sum(axis=1)
+    information = _information(c, [np.ones_like(relative)])
+    error = _clustered(scores[:, None], information, c.frame)[0]
     return Fit(factor, factor, (error, error))
 
 
@@ -110,7 +138,7 @@ def fit_two_factors(c: Components) -> Fit:
         minimize(
             _likelihood,
             np.clip([start + shift, start - shift], -bound, bound),
-            args=(c.ratio, c.square),
+            args=(c,),
             jac=True,
             method="L-BFGS-B",
             bounds=[(-bound, bound)] * 2,
@@ -122,35 +150,56 @@ def fit_two_factors(c: Components) -> Fit:
     return Fit(math.exp(best[0]), math.exp(best[1]), _two_errors(best, c))
 
 
-def _likelihood(
-    logs: FloatArray, ratio: FloatArray, square: FloatArray
-) -> tuple[float, FloatArray]:
-    """Negative log-likelihood of (2) per component, without its constant, and its gradient."""
-    variance, gradients, _ = _terms(logs, ratio, square)
-    value = 0.5 * float(np.mean(np.log(variance) + square / variance))
+def _likelihood(logs: FloatArray, c: Components) -> tuple[float, FloatArray]:
+    """Negative log-likelihood per component, without its constant, and its gradient."""
+    variance, gradients, _ = _terms(logs, c)
+    distance = c.square / variance
+    value = 0.5 * float(np.mean(np.log(variance)))
+    if c.dof is None:
+        value += 0.5 * float(distance.mean())
+    else:
+        tail = np.log1p(distance.sum(axis=1) / (c.dof - 2.0))
+        value += 0.5 * float(np.sum((c.dof + c.square.shape[1]) * tail)) / c.square.size
     return value, np.array([gradient.mean() for gradient in gradients])
 
 
 def _terms(
-    logs: FloatArray, ratio: FloatArray, square: FloatArray
+    logs: FloatArray, c: Components
 ) -> tuple[FloatArray, list[FloatArray], list[FloatArray]]:
     """Variances a ρ + b, derivatives of each term by ln a and ln b, and the shares of the parts."""
     a, b = np.exp(logs)
-    variance = a * ratio + b
-    shares = [a * ratio / variance, b / variance]
-    return variance, [0.5 * share * (1.0 - square / variance) for share in shares], shares
+    variance = a * c.ratio + b
+    shares = [a * c.ratio / variance, b / variance]
+    misfit = 1.0 - c.weights(variance) * c.square / variance
+    return variance, [0.5 * share * misfit for share in shares], shares
 
 
 def _two_errors(logs: FloatArray, c: Components) -> tuple[float, float]:
     """Standard errors of ln a and ln b."""
-    _, gradients, shares = _terms(logs, c.ratio, c.square)
-    # Expected information of a Gaussian variance: ½ s sᵀ for the shares s of the parts.
-    information = 0.5 * np.array([[np.sum(s * t) for t in shares] for s in shares])
+    _, gradients, shares = _terms(logs, c)
+    information = _information(c, shares)
     scores = np.stack([gradient.sum(axis=1) for gradient in gradients], axis=1)
     if np.linalg.cond(information) > 1e12:
         return math.inf, math.inf
     found = _clustered(scores, information, c.frame)
     return found[0], found[1]
+
+
+def _information(c: Components, shares: list[FloatArray]) -> FloatArray:
+    """Expected information on logarithms of factors that have these shares in the variances.
+
+    ½ s·t for the shares s and t of a Gaussian vector, ½ [(η + d) s·t - Σs Σt]/(η + d + 2) of a
+    Student-t (Lange, Little and Taylor, doi:10.1080/01621459.1989.10478852).
+    """
+    return np.array([[0.5 * _products(c, s, t).sum() for t in shares] for s in shares])
+
+
+def _products(c: Components, s: FloatArray, t: FloatArray) -> FloatArray:
+    products = (s * t).sum(axis=1)
+    if c.dof is None:
+        return products
+    total = c.dof + s.shape[1]
+    return (total * products - s.sum(axis=1) * t.sum(axis=1)) / (total + 2.0)
 
 
 def _clustered(scores: FloatArray, information: FloatArray, frame: IntArray) -> list[float]:
@@ -235,7 +284,8 @@ def scaled_results(
         zip(("epistemic", "aleatoric"), factors.of_atoms(symbols), strict=True)
     )
     energy = {"epistemic": factors.energy_epistemic, "aleatoric": factors.energy_aleatoric}
-    scaled = {name: results[name] for name in ("energy", "forces", "energies") if name in results}
+    kept = ("energy", "forces", "energies", "forces_dof")
+    scaled = {name: results[name] for name in kept if name in results}
     for kind in ("epistemic", "aleatoric"):
         for name in (f"energy_var_{kind}", f"energies_var_{kind}"):
             if name in results:

@@ -21,9 +21,10 @@ from ase_bayesmlip.evaluation import (
     Bootstrap,
     Comparison,
     EvaluationFrame,
-    evaluate,
     read_evaluation_frames,
 )
+from ase_bayesmlip.evaluation.detection import Detection, detect
+from ase_bayesmlip.evaluation.evaluate import evaluate_set
 from ase_bayesmlip.posterior_config import PointConfig
 from ase_bayesmlip.posteriors import POSTERIORS
 from ase_bayesmlip.posteriors.run_folder import read_run
@@ -172,7 +173,7 @@ def spread_alone(results: Results) -> Results:
 
 
 def numbers(
-    answers: Answers, sets: dict[str, list[EvaluationFrame]], n_resamples: int = 200
+    answers: Answers, sets: dict[str, list[EvaluationFrame]], n_resamples: int = 100
 ) -> dict[str, Any]:
     """Numbers before and after calibration of every set, the first of them the known one."""
     bootstrap = Bootstrap(n_resamples)
@@ -185,22 +186,27 @@ def numbers(
         members = None if alone and stage == "after" else n_members
         return Comparison(sets[name], said, members, n_draws)
 
-    known, *foreign = sets
     found: dict[str, Any] = {**answers.about, "calibration": _record(answers.record)}
     for stage in ("before", "after"):
         found[stage] = {}
-        for name in (known, *foreign):
-            ood = None if name == known else compared(stage, name)
-            result = evaluate(compared(stage, known), ood, bootstrap=bootstrap).to_json()
-            content = _kept(result if ood is None else result["ood"])
-            content |= {k: v for k, v in _kept(result).items() if k.endswith(_DETECTION)}
-            found[stage][name] = content
+        known, *_ = comparisons = [compared(stage, name) for name in sets]
+        for name, comparison in zip(sets, comparisons, strict=True):
+            content = evaluate_set(comparison, name, bootstrap).to_json()
+            if comparison is not known:
+                content |= _detection(detect(known, comparison, bootstrap)[0])
+            found[stage][name] = _kept(content)
     for name, frames in sets.items():
         found["after"][name] |= _regions(answers, name, frames)
     return found
 
 
-_DETECTION = ("_ood", "_ood_ci", "ood_score")
+def _detection(found: Detection) -> dict[str, Any]:
+    """How well the first score of `detection.FRAME_SCORES` that a row has finds a foreign set."""
+    content: dict[str, Any] = {"ood_score": found.score}
+    for name, estimate in found.numbers.items():
+        content[name] = estimate.value
+        content[f"{name}_ci"] = np.asarray(estimate.interval).tolist()
+    return content
 
 
 def _kept(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Variance factors, isotonic and conformal levels on synthetic errors whose truth is known."""
 
+import dataclasses
 import math
 import warnings
 
@@ -27,7 +28,7 @@ from ase_bayesmlip.calibration.scaling import (
 )
 from ase_bayesmlip.datasets import LabelledFrame
 from ase_bayesmlip.md.threshold import false_alarm_threshold
-from ase_bayesmlip.metrics import multivariate_gaussian_nll
+from ase_bayesmlip.metrics import multivariate_gaussian_nll, student_t_nll
 
 ELEMENTS = [1, 6, 8]
 
@@ -155,6 +156,82 @@ def test_standard_errors_know_that_atoms_of_a_frame_are_not_independent():
         one, nine = fit(components(errors)), fit(components(many))
         assert nine[:2] == pytest.approx(one[:2], rel=1e-5)
         assert nine.log_errors == pytest.approx(one.log_errors, rel=1e-3)
+
+
+def student_errors(generator, n, a, b):
+    """Student-t errors with the covariance a Σ_epistemic + b Σ_aleatoric, of 3 to 30 degrees."""
+    errors = force_errors(generator, n, a, b)
+    dof = generator.uniform(3.0, 30.0, n)
+    heavy = np.sqrt((dof - 2.0) / generator.chisquare(dof))
+    return dataclasses.replace(errors, error=heavy[:, None] * errors.error, dof=dof)
+
+
+@pytest.mark.parametrize("fit", [fit_one_factor, fit_two_factors])
+def test_student_factors_are_the_best_there_are(fit):
+    errors = student_errors(np.random.default_rng(6), 200, 3.0, 3.0)
+    found = fit(components(errors))
+
+    def nll(a, b):
+        scale = a * errors.epistemic + b * errors.aleatoric
+        return student_t_nll(
+            errors.error, ((errors.dof - 2.0) / errors.dof)[:, None, None] * scale, errors.dof
+        )
+
+    best = nll(*found[:2])
+    diagonal = [(0.02, 0.02), (-0.02, -0.02)]
+    moves = diagonal if fit is fit_one_factor else [*diagonal, (0.02, -0.02), (0.0, 0.02)]
+    for one, two in moves:
+        assert nll(found[0] * math.exp(one), found[1] * math.exp(two)) > best
+
+
+@pytest.mark.parametrize("factors", [(2.0, 2.0), (4.0, 0.25)])
+def test_student_factors_within_their_standard_errors(factors):
+    repeats = 60
+    fit = fit_one_factor if factors[0] == factors[1] else fit_two_factors
+    z = []
+    for seed in range(repeats):
+        generator = np.random.default_rng([2, seed])
+        found = fit(components(student_errors(generator, 300, *factors)))
+        z.append((np.log(found[:2]) - np.log(factors)) / np.array(found.log_errors))
+    z = np.array(z)
+    assert np.abs(z.mean(axis=0)).max() < 4 / math.sqrt(repeats)
+    assert np.abs((z**2).mean(axis=0) - 1).max() < 4 * math.sqrt(2 / repeats)
+
+
+@pytest.mark.parametrize("fit", [fit_one_factor, fit_two_factors])
+def test_many_degrees_of_freedom_are_gaussian(fit):
+    errors = force_errors(np.random.default_rng(7), 100, 2.0, 0.5)
+    many = dataclasses.replace(errors, dof=np.full(100, 1e9))
+    one, two = fit(components(errors)), fit(components(many))
+    assert two[:2] == pytest.approx(one[:2], rel=1e-5)
+    assert two.log_errors == pytest.approx(one.log_errors, rel=1e-5)
+
+
+def test_laws_of_files_with_degrees_of_freedom():
+    """A calibrated Student-t model stays calibrated; a Gaussian fit would widen its error bars."""
+    generator = np.random.default_rng(8)
+    errors = student_errors(generator, 4000, 1.0, 1.0)
+    atoms = Atoms("H")
+    frames = [LabelledFrame(atoms, 0.0, e[None], None, "synthetic") for e in errors.error]
+    results = [
+        {
+            "energy": 0.0,
+            "forces": np.zeros((1, 3)),
+            "forces_cov_epistemic": errors.epistemic[k : k + 1],
+            "forces_cov_aleatoric": errors.aleatoric[k : k + 1],
+            "forces_dof": errors.dof[k : k + 1],
+        }
+        for k in range(len(frames))
+    ]
+    found = calibrate(observe(results, frames), [1], "global")
+    factor, error = found.factors.forces_epistemic["H"], found.log_errors["forces"][0]
+    assert abs(math.log(factor)) < 4 * error
+    for stage in ("before", "after"):
+        numbers = found.numbers[stage]["forces"]
+        assert abs(numbers["coverage_90"] - 0.9) < 4 * math.sqrt(0.09 / 4000)
+        assert numbers["calibration_error"] < 5 / (6 * 4000)
+    scaled = scaled_results(results[0], ["H"], found.factors)
+    assert np.array_equal(scaled["forces_dof"], results[0]["forces_dof"])
 
 
 @pytest.mark.parametrize(("parts", "known"), [("e", "epistemic"), ("a", "aleatoric")])
