@@ -6,8 +6,9 @@
 trains what is missing in the folder `runs` (interrupted trainings are continued, and runs of
 `evidential.py` are shared), serves every posterior, calibrates it on frames like those of the
 training, evaluates it on test sets that no training saw, prints one table per data set, and keeps
-the numbers. `--evaluate-only` leaves out what is not trained; `--datasets acac` takes one of them.
-BAYESMLIP_DATA is the folder of the reference data; base configurations are in
+the numbers. `--datasets acac` takes one of the data sets, `--rows ivon` one of the posteriors, and
+`--evaluate-only` leaves out what is not trained; other rows stay as they were in the file of
+numbers. BAYESMLIP_DATA is the folder of the reference data; base configurations are in
 examples/configs/studies. `mace_committee.py` adds the row of MACE: its answers are looked for in
 the folder `runs/mace_DATASET`.
 
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from calibration_rows import evaluate_dataset, table
+from calibration_rows import ROWS, evaluate_dataset, table
 from calibration_sets import DATASETS
 from evidential import configurations, train
 
@@ -64,6 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path, help="folder of the runs")
     parser.add_argument("--datasets", nargs="+", choices=list(DATASETS), default=list(DATASETS))
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--evaluate-only", action="store_true")
     parser.add_argument("--jobs", type=int, default=1, help="members trained at a time")
     parser.add_argument("--threads", type=int, default=1)
@@ -81,7 +83,9 @@ def main() -> None:
             for name, content in runs_of(dataset, folder).items():
                 train(name, content, folder, arguments.jobs)
         data = Path(os.environ["BAYESMLIP_DATA"])
-        results[dataset] = evaluate_dataset(dataset, folder, data)
+        found = evaluate_dataset(dataset, folder, data, arguments.rows)
+        rows = {**results.get(dataset, {}), **found}
+        results[dataset] = {row: rows[row] for row in ROWS if row in rows}
         print(f"\n{dataset}\n{table(results[dataset])}", flush=True)
         if arguments.out:
             content = {"torch": torch.__version__, "datasets": results}

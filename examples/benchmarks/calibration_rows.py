@@ -4,8 +4,9 @@ import dataclasses
 import json
 import pickle
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -247,39 +248,37 @@ def mace_answers(
     return dataclasses.replace(found, about={**found.about, **about})
 
 
-def rows_of(
-    dataset: str,
-    folder: Path,
+def spread_answers(
+    model: Path, calibration: list[LabelledFrame], sets: dict[str, list[EvaluationFrame]]
+) -> Answers:
+    """What the members of a served ensemble say without their noise heads, calibrated."""
+    calculator = BayesianCalculator(model)
+    on_calibration, *said = (
+        spread_alone(calculator.evaluate([frame.atoms for frame in frames], 8))
+        for frames in (calibration, *sets.values())
+    )
+    before = dict(zip(sets, said, strict=True))
+    return answers_of_spread(on_calibration, calibration, before, sets, calculator.card.n_members)
+
+
+def answers_of(
+    row: str,
+    run: Path,
     calibration: list[LabelledFrame],
     sets: dict[str, list[EvaluationFrame]],
-) -> Iterator[tuple[str, Answers]]:
-    """The answers of every row whose run is there."""
-    with tempfile.TemporaryDirectory() as temporary:
-        for row, (title, run) in ROWS.items():
-            path = folder / (f"mace_{dataset}" if row == "mace" else f"{dataset}_{run}")
-            model = Path(temporary) / f"{row}.pt"
-            try:
-                if row == "mace":
-                    found = mace_answers(path, calibration, sets)
-                elif row == "spread":
-                    calculator = BayesianCalculator(model.with_name("ensemble.pt"))
-                    on_calibration, *said = (
-                        spread_alone(calculator.evaluate([frame.atoms for frame in frames], 8))
-                        for frames in (calibration, *sets.values())
-                    )
-                    before = dict(zip(sets, said, strict=True))
-                    found = answers_of_spread(on_calibration, calibration, before, sets, 4)
-                else:
-                    serve(path, row, model)
-                    found = answers_of_file(model, calibration, sets)
-            except FileNotFoundError as error:
-                print(f"left out: {title}: {error}")
-                continue
-            yield row, found
+) -> Answers:
+    """The answers of a row, whose run must be there."""
+    if row == "mace":
+        return mace_answers(run, calibration, sets)
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / f"{row}.pt"
+        serve(run, row, model)
+        give = spread_answers if row == "spread" else answers_of_file
+        return give(model, calibration, sets)
 
 
-def evaluate_dataset(dataset: str, folder: Path, data: Path) -> dict[str, Any]:
-    """All rows of a data set whose runs exist."""
+def evaluate_dataset(dataset: str, folder: Path, data: Path, rows: list[str]) -> dict[str, Any]:
+    """Those of the rows of a data set whose runs exist."""
     where, test, foreign = DATASETS[dataset]
     calibration = read_frames(str(data / where))
     sets = {
@@ -287,9 +286,17 @@ def evaluate_dataset(dataset: str, folder: Path, data: Path) -> dict[str, Any]:
         for name, path in {"known": test, **foreign}.items()
     }
     found = {}
-    for row, answers in rows_of(dataset, folder, calibration, sets):
-        found[row] = numbers(answers, sets)
-        print(f"{dataset}: {ROWS[row][0]}", flush=True)
+    for row in rows:
+        title, run = ROWS[row]
+        path = folder / (f"mace_{dataset}" if row == "mace" else f"{dataset}_{run}")
+        try:
+            answers = answers_of(row, path, calibration, sets)
+        except FileNotFoundError as error:
+            print(f"left out: {title}: {error}")
+            continue
+        today = datetime.now(UTC).date().isoformat()
+        found[row] = {"date": today, **numbers(answers, sets)}
+        print(f"{dataset}: {title}", flush=True)
     return found
 
 
