@@ -32,10 +32,12 @@ from ase_bayesmlip.posteriors.run_folder import read_run
 from ase_bayesmlip.recalibration import calibrate_file
 from ase_bayesmlip.serving.export import export_members
 
-# Row -> title and run. The rows "spread" and "mace" have the spread of four members alone.
+# Row -> title and run. The rows "spread" and "mace" have the spread of four members alone, and
+# "split" a factor for it beside that of the noise.
 ROWS = {
     "point": ("one potential, noise heads", "ensemble"),
     "ensemble": ("ensemble of 4", "ensemble"),
+    "split": ("ensemble of 4, two factors", "ensemble"),
     "swag": ("SWAG", "member_swag"),
     "ivon": ("IVON", "member_ivon"),
     "laplace": ("Laplace, last layer", "member_laplace"),
@@ -104,11 +106,14 @@ def serve(run: Path, row: str, path: Path) -> None:
 
 
 def answers_of_file(
-    model: Path, calibration: list[LabelledFrame], sets: dict[str, list[EvaluationFrame]]
+    model: Path,
+    calibration: list[LabelledFrame],
+    sets: dict[str, list[EvaluationFrame]],
+    method: str = "global",
 ) -> Answers:
     """Calibrate a served file, and evaluate it before and after."""
     calibrated = model.with_name(f"calibrated_{model.name}")
-    card = calibrate_file(model, calibration, calibrated)
+    card = calibrate_file(model, calibration, calibrated, method)
     said = []
     for path in (model, calibrated):
         calculator = BayesianCalculator(path)
@@ -273,8 +278,10 @@ def answers_of(
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / f"{row}.pt"
         serve(run, row, model)
-        give = spread_answers if row == "spread" else answers_of_file
-        return give(model, calibration, sets)
+        if row == "spread":
+            return spread_answers(model, calibration, sets)
+        method = "split" if row == "split" else "global"
+        return answers_of_file(model, calibration, sets, method)
 
 
 def evaluate_dataset(dataset: str, folder: Path, data: Path, rows: list[str]) -> dict[str, Any]:
