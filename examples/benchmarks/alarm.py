@@ -76,8 +76,8 @@ def watch(
 def main() -> None:
     """Watch each temperature, print, and keep."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=40_000, help="at the first temperature")
-    parser.add_argument("--hot-steps", type=int, default=10_000, help="at each other one")
+    parser.add_argument("--steps", type=int, default=12_000, help="at the first temperature")
+    parser.add_argument("--hot-steps", type=int, default=4_000, help="at each other one")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[300.0, 400.0, 600.0])
     parser.add_argument("--frames", type=float, default=1e4, help="between false alarms")
     parser.add_argument("--threads", type=int, default=1)

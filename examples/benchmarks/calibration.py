@@ -16,19 +16,15 @@ All potentials of a data set have the same shape. The single potential is the fi
 ensemble; SWAG, IVON and Laplace are made around it; e²IP has its own warm-up.
 """
 
-import argparse
 import copy
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from calibration_rows import ROWS, evaluate_dataset, table
 from calibration_sets import DATASETS
 from evidential import configurations, train
-
-from ase_bayesmlip.training.allocator import keep_freed_memory
+from study import begin, keep, parser_of
 
 # Epochs of SWAG and of IVON, which differ as the frames of the data sets do; IVON runs at a
 # hundredth of the posterior's temperature, where its draws keep their accuracy (see the README).
@@ -62,22 +58,10 @@ def runs_of(dataset: str, folder: Path) -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     """Train, calibrate, evaluate, print, and keep."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", type=Path, help="folder of the runs")
-    parser.add_argument("--datasets", nargs="+", choices=list(DATASETS), default=list(DATASETS))
+    parser = parser_of(__doc__, DATASETS)
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
-    parser.add_argument("--evaluate-only", action="store_true")
-    parser.add_argument("--jobs", type=int, default=1, help="members trained at a time")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="keep the numbers there as JSON")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    keep_freed_memory()
-    folder = arguments.runs.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    results = {}
-    if arguments.out and arguments.out.is_file():
-        results = json.loads(arguments.out.read_text(encoding="utf-8"))["datasets"]
+    folder, results = begin(arguments)
     for dataset in arguments.datasets:
         if not arguments.evaluate_only:
             for name, content in runs_of(dataset, folder).items():
@@ -87,9 +71,7 @@ def main() -> None:
         rows = {**results.get(dataset, {}), **found}
         results[dataset] = {row: rows[row] for row in ROWS if row in rows}
         print(f"\n{dataset}\n{table(results[dataset])}", flush=True)
-        if arguments.out:
-            content = {"torch": torch.__version__, "datasets": results}
-            arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        keep(arguments.out, results)
 
 
 if __name__ == "__main__":

@@ -17,20 +17,17 @@ them (Hotelling, a Student-t with one degree of freedom), by that spread times o
 calibration frames, and with the noise heads of its members as a Gaussian.
 """
 
-import argparse
 import copy
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from evidential_rows import DATASETS, ROWS, evaluate_dataset, table
+from study import begin, keep, parser_of
 
 from ase_bayesmlip.config import load_config
 from ase_bayesmlip.posteriors import POSTERIORS
-from ase_bayesmlip.training.allocator import keep_freed_memory
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "studies"
 EVIDENTIAL, PAPER, EIP = (
@@ -105,21 +102,8 @@ def train(name: str, content: dict[str, Any], folder: Path, jobs: int) -> None:
 
 def main() -> None:
     """Train, evaluate, print, and keep."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", type=Path, help="folder of the runs")
-    parser.add_argument("--datasets", nargs="+", choices=list(DATASETS), default=list(DATASETS))
-    parser.add_argument("--evaluate-only", action="store_true")
-    parser.add_argument("--jobs", type=int, default=1, help="members trained at a time")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="keep the numbers there as JSON")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    keep_freed_memory()
-    folder = arguments.runs.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    results = {}
-    if arguments.out and arguments.out.is_file():
-        results = json.loads(arguments.out.read_text(encoding="utf-8"))["datasets"]
+    arguments = parser_of(__doc__, DATASETS).parse_args()
+    folder, results = begin(arguments)
     for dataset in arguments.datasets:
         runs = configurations(dataset, folder)
         if not arguments.evaluate_only:
@@ -138,9 +122,7 @@ def main() -> None:
         print(f"\n{dataset}\n{table(results[dataset]['rows'], ROWS)}", flush=True)
         for row in results[dataset].get("data_efficiency", []):
             print(row)
-        if arguments.out:
-            content = {"torch": torch.__version__, "datasets": results}
-            arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        keep(arguments.out, results)
 
 
 if __name__ == "__main__":

@@ -315,7 +315,7 @@ def evaluate_dataset(
     for row, numbers in rows.items():
         numbers["step_ms"] = times[ROWS[row][1]]
     found: dict[str, Any] = {"rows": rows}
-    if fractions:
+    if fractions and (folder / f"{dataset}_start" / "run.json").is_file():
         found["data_efficiency"] = data_efficiency(dataset, folder, test, fractions)
     return found
 
