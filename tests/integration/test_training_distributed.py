@@ -228,7 +228,9 @@ def test_only_rank_0_writes(worked, tmp_path, name):
 def test_command_line(commanded, tmp_path):
     folder, result = commanded
     assert result.stdout.count("trained; next: bayesmlip serve") == 1
-    assert result.stderr.count("member-01: 100%") == result.stderr.count("6/6") / 2 > 0
+    # The first line of a bar is drawn once; how often the last one is depends on the clock.
+    for member in ("member-00", "member-01"):
+        assert result.stderr.count(f"{member}:   0%") == 1
     alone = ensemble.fit(make_config(), tmp_path / "run", progress=False)
     for one, two in zip(alone.weights, ensemble.load(folder).weights, strict=True):
         assert_close(one, two)
