@@ -65,11 +65,11 @@ def _add_train(commands: Any) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    from ase_bayesmlip.allocator import keep_freed_memory
     from ase_bayesmlip.config import load_config
     from ase_bayesmlip.posteriors import POSTERIORS
     from ase_bayesmlip.posteriors.members import available_cores
     from ase_bayesmlip.serving.runtime import find_device
-    from ase_bayesmlip.training.allocator import keep_freed_memory
     from ase_bayesmlip.training.distributed import rank, world_size
 
     config = load_config(arguments.config)

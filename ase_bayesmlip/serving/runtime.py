@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from ase import Atoms
 
+from ase_bayesmlip.allocator import keep_freed_memory
 from ase_bayesmlip.card import ModelCard, read_card
 from ase_bayesmlip.graph import AtomicGraph, batch_graphs
 from ase_bayesmlip.neighbors import graph_of
@@ -108,6 +109,8 @@ def load_model(
 ) -> LoadedModel:
     """Load a served file, move it to a device and check that it still gives its own numbers.
 
+    For the CPU the process then keeps freed memory, see `keep_freed_memory`.
+
     Parameters
     ----------
     path : path
@@ -133,6 +136,8 @@ def load_model(
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown; choose {' or '.join(DTYPES)}")
     target = find_device(device)
+    if target.type == "cpu":
+        keep_freed_memory()
     try:
         with quiet_torchscript():
             module = torch.jit.load(str(path), map_location="cpu")
