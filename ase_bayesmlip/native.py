@@ -22,8 +22,8 @@ _OPERATORS.define(
     f"neighbor_forward(Tensor features, {_GEOMETRY}, int n_rows, str kernel) -> Tensor"
 )
 _OPERATORS.define(
-    f"neighbor_backward(Tensor features, {_GEOMETRY}, Tensor grad, int n_harmonics, str kernel)"
-    " -> (Tensor, Tensor, Tensor)"
+    f"neighbor_backward(Tensor features, {_GEOMETRY}, Tensor harmonics, Tensor slopes, "
+    "Tensor grad, bool by_features, str kernel) -> (Tensor, Tensor)"
 )
 _OPERATORS.define("channel_forward(Tensor left, Tensor right, int n_rows, str kernel) -> Tensor")
 _OPERATORS.define(
@@ -83,26 +83,20 @@ def _neighbor_backward(
     neighbor: Tensor,
     count: Tensor,
     radial: Tensor,
+    harmonics: Tensor,
+    slopes: Tensor,
     grad: Tensor,
-    n_harmonics: int,
+    by_features: bool,
     kernel: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
+    """Without `by_features` that derivative is left out and comes back empty."""
     tensors = [x.contiguous() for x in (features, edge, distances, neighbor, count, radial)]
-    members, n_atoms, width, _ = _sizes(features, distances, radial)
-    to_features = torch.empty(features.shape, dtype=features.dtype, device=features.device)
-    to_harmonics = features.new_empty((members, n_atoms, width, n_harmonics))
-    to_distances = features.new_empty((members, n_atoms, width))
-    _call(
-        kernel,
-        "backward",
-        *tensors,
-        *_sizes(features, distances, radial),
-        grad.contiguous(),
-        to_features,
-        to_harmonics,
-        to_distances,
-    )
-    return to_features, to_harmonics, to_distances
+    geometry = [x.contiguous() for x in (harmonics, slopes, grad)]
+    members, n_atoms, width, _ = sizes = _sizes(features, distances, radial)
+    to_features = features.new_empty(features.shape if by_features else (0,))
+    to_vectors = features.new_empty((members, n_atoms, width, 3))
+    _call(kernel, "backward", *tensors, *sizes, *geometry, to_features, to_vectors)
+    return to_features, to_vectors
 
 
 def _channel_forward(left: Tensor, right: Tensor, n_rows: int, kernel: str) -> Tensor:
@@ -128,12 +122,11 @@ def _fake_neighbor_forward(features: Tensor, *arguments: Any) -> Tensor:
     return features.new_empty((members, n_atoms, arguments[-2], channels))
 
 
-def _fake_neighbor_backward(features: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_neighbor_backward(features: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     members, (n_atoms, width) = features.shape[0], arguments[1].shape
     return (
-        features.new_empty(features.shape),
-        features.new_empty((members, n_atoms, width, arguments[-2])),
-        features.new_empty((members, n_atoms, width)),
+        features.new_empty(features.shape if arguments[-2] else (0,)),
+        features.new_empty((members, n_atoms, width, 3)),
     )
 
 

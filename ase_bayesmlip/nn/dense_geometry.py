@@ -1,10 +1,12 @@
 """Geometry of a dense table of neighbours, and forces from what members say about it.
 
-Members share one geometry. Each returns the derivatives of its energy by harmonics and distances;
-the chain rule from those to positions is the same linear map for all of them.
+Members share one geometry. Each returns the derivatives of its energy by the vectors; the way from
+those to positions is the same linear map for all of them.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +15,33 @@ from ase_bayesmlip.graph import DenseEdges
 from ase_bayesmlip.nn.angular import Irrep, SphericalHarmonics, coupling, edge_irreps
 
 
+class Surroundings(NamedTuple):
+    """All neighbours of all atoms: who they are and where.
+
+    Attributes
+    ----------
+    vectors : Tensor, (n_atoms, width, 3), Å, in the precision of the positions
+        For stacked members (members, n_atoms, width, 3): what each has a derivative by.
+    harmonics : Tensor, (n_atoms, width, (l_max + 1)²)
+    distances : Tensor, (n_atoms, width), Å
+    slopes : Tensor, (n_atoms, width, (l_max + 1)², 3), 1/Å
+        Derivatives of the harmonics by the vectors; in the place of that of Y_00, a constant,
+        stands that of the distance.
+    neighbor : Tensor of int64, (n_atoms, width)
+    n_neighbors : Tensor of int64, (n_atoms,)
+        Places beyond it have a distance of at least the cutoff.
+    """
+
+    vectors: Tensor
+    harmonics: Tensor
+    distances: Tensor
+    slopes: Tensor
+    neighbor: Tensor
+    n_neighbors: Tensor
+
+
 class DenseGeometry(nn.Module):
-    """Harmonics and distances of all neighbours, and the way back.
+    """Positions -> `Surroundings`.
 
     Parameters
     ----------
@@ -23,7 +50,7 @@ class DenseGeometry(nn.Module):
     """
 
     degrees: Tensor
-    slopes: Tensor
+    solid_slopes: Tensor
 
     def __init__(self, cutoff: float, l_max: int) -> None:
         super().__init__()
@@ -31,20 +58,12 @@ class DenseGeometry(nn.Module):
         self.angular = SphericalHarmonics(l_max)
         degrees = [irrep.degree for irrep in edge_irreps(l_max) for _ in range(irrep.dim)]
         self.register_buffer("degrees", torch.tensor(degrees, dtype=torch.float64))
-        self.register_buffer("slopes", _solid_slopes(l_max, self.angular))
+        self.register_buffer("solid_slopes", _solid_slopes(l_max, self.angular))
 
     def forward(
         self, positions: Tensor, cell: Tensor, batch: Tensor, edges: DenseEdges
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Vectors to all neighbours; places without a neighbour lie at the cutoff.
-
-        Returns
-        -------
-        vectors : Tensor, (n_atoms, width, 3), Å, in the precision of the positions
-        harmonics : Tensor, (n_atoms, width, (l_max + 1)²)
-        distances : Tensor, (n_atoms, width), Å
-            Both in the precision of the module.
-        """
+    ) -> Surroundings:
+        """Where the neighbours are; places without a neighbour lie at the cutoff."""
         n_atoms, width = edges.neighbor.shape
         vectors = positions[edges.neighbor] - positions.unsqueeze(1)
         vectors = vectors + torch.bmm(edges.shift, cell.index_select(0, batch))
@@ -54,35 +73,45 @@ class DenseGeometry(nn.Module):
         vectors = torch.where(present.unsqueeze(2), vectors, absent)
         rounded = vectors.to(self.degrees.dtype)
         distances = torch.sqrt((rounded * rounded).sum(dim=2))
-        units = (rounded / distances.unsqueeze(2)).view(-1, 3)
-        return vectors, self.angular(units).view(n_atoms, width, -1), distances
+        units = rounded / distances.unsqueeze(2)
+        harmonics = self.angular(units.view(-1, 3)).view(n_atoms, width, -1)
+        slopes = self._slopes(units, harmonics, distances)
+        return Surroundings(
+            vectors, harmonics, distances, slopes, edges.neighbor, edges.n_neighbors
+        )
 
-    def edge_gradients(
-        self,
-        vectors: Tensor,
-        harmonics: Tensor,
-        distances: Tensor,
-        by_harmonics: Tensor,
-        by_distances: Tensor,
-    ) -> Tensor:
-        """Chain rule to the vectors: (members, n_atoms, width, 3), eV/Å.
+    def _slopes(self, units: Tensor, harmonics: Tensor, distances: Tensor) -> Tensor:
+        """See `Surroundings.slopes`.
 
         With solid harmonics S_lm(r) = rˡ Y_lm(r/r), whose slopes are harmonics of degree l - 1,
 
             ∂Y_lm/∂r_a = (1/r) [(∂_a S_lm)(r/r) - l (r_a/r) Y_lm].
         """
-        unit = vectors.to(distances.dtype) / distances.unsqueeze(2)
-        inverse = 1.0 / distances.unsqueeze(2)
-        radial = by_distances - ((by_harmonics * (self.degrees * harmonics)) * inverse).sum(dim=3)
-        slopes = torch.stack([harmonics @ self.slopes[a] for a in range(3)], dim=3)
-        members, n_atoms, width, n_harmonics = by_harmonics.shape
-        # One small product per edge, (members, harmonics) x (harmonics, 3).
-        turned = torch.bmm(
-            by_harmonics.permute(1, 2, 0, 3).reshape(n_atoms * width, members, n_harmonics),
-            (slopes * inverse.unsqueeze(3)).view(n_atoms * width, n_harmonics, 3),
-        )
-        turned = turned.view(n_atoms, width, members, 3).permute(2, 0, 1, 3)
-        return turned + radial.unsqueeze(3) * unit
+        solid = torch.stack([harmonics @ self.solid_slopes[a] for a in range(3)], dim=3)
+        outward = (self.degrees * harmonics).unsqueeze(3) * units.unsqueeze(2)
+        turned = (solid - outward) / distances[:, :, None, None]
+        return torch.cat([units.unsqueeze(2), turned[:, :, 1:]], dim=2)
+
+
+def vector_gradients(by_harmonics: Tensor, by_distances: Tensor, slopes: Tensor) -> Tensor:
+    """Chain rule to the vectors: (members, n_atoms, width, 3).
+
+    Parameters
+    ----------
+    by_harmonics : Tensor, (members, n_atoms, width, (l_max + 1)²)
+        That by Y_00 is not used.
+    by_distances : Tensor, (members, n_atoms, width)
+    slopes : Tensor
+        Of `Surroundings`.
+    """
+    members, n_atoms, width, n_harmonics = by_harmonics.shape
+    by = torch.cat([by_distances.unsqueeze(3), by_harmonics[..., 1:]], dim=3)
+    # One small product per edge, (members, harmonics) x (harmonics, 3).
+    turned = torch.bmm(
+        by.permute(1, 2, 0, 3).reshape(n_atoms * width, members, n_harmonics),
+        slopes.reshape(n_atoms * width, n_harmonics, 3),
+    )
+    return turned.view(n_atoms, width, members, 3).permute(2, 0, 1, 3)
 
 
 def forces_from_edges(gradients: Tensor, edges: DenseEdges) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ase_bayesmlip import native  # noqa: F401 (defines the operators)
 from ase_bayesmlip.nn.couplings import Couplings
+from ase_bayesmlip.nn.dense_geometry import vector_gradients
 from ase_bayesmlip.nn.radial_table import interpolate
 
 
@@ -71,13 +72,9 @@ class NeighborCoupling(torch.autograd.Function):
     Parameters
     ----------
     features : Tensor, (members, n_atoms, components, channels)
-    harmonics : Tensor, (members, n_atoms, width, (l_max + 1)²)
-    distances : Tensor, (members, n_atoms, width), Å
-        Both are one geometry, expanded over members, so that each member has a gradient of its
-        own. That by Y_00, a constant, may be left out.
-    neighbor : Tensor of int64, (n_atoms, width)
-    count : Tensor of int64, (n_atoms,)
-        Places beyond it have a distance of at least the cutoff.
+    vectors, harmonics, distances, slopes, neighbor, n_neighbors
+        See `Surroundings`. One geometry for all members, each of which has a derivative by its own
+        view of the vectors; harmonics, distances and slopes are taken as functions of them.
     radial : Tensor, (members, n_intervals + 2, 3, n_paths · channels)
         Tabulated radial networks.
     matrix : Tensor, (n_harmonics, n_entries)
@@ -90,10 +87,12 @@ class NeighborCoupling(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any,
         features: Tensor,
+        vectors: Tensor,  # noqa: ARG004 (it is there to have a derivative)
         harmonics: Tensor,
         distances: Tensor,
+        slopes: Tensor,
         neighbor: Tensor,
-        count: Tensor,
+        n_neighbors: Tensor,
         radial: Tensor,
         matrix: Tensor,
         table: Couplings,
@@ -101,15 +100,16 @@ class NeighborCoupling(torch.autograd.Function):
         kernel: str | None,
     ) -> Tensor:
         """The rows."""
-        edge, shared = harmonics[0] @ matrix, distances[0]
-        ctx.save_for_backward(features, edge, shared, neighbor, count, radial)
+        edge = harmonics @ matrix
+        neighbors = edge, distances, neighbor, n_neighbors, radial
+        ctx.save_for_backward(features, *neighbors, harmonics, slopes)
         ctx.table, ctx.cutoff, ctx.kernel = table, cutoff, kernel
         if kernel is not None:
             found: Tensor = torch.ops.ase_bayesmlip.neighbor_forward(
-                features, edge, shared, neighbor, count, radial, len(table.rows), kernel
+                features, *neighbors, len(table.rows), kernel
             )
             return found
-        weights, _ = _radial_weights(radial, shared, cutoff, features.shape[3])
+        weights, _ = _radial_weights(radial, distances, cutoff, features.shape[3])
         entry = _entries(edge, table)
         sender = features[:, neighbor].unbind(3)
         rows = []
@@ -122,18 +122,19 @@ class NeighborCoupling(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        """Derivatives by features, harmonics and distances."""
-        inputs, table = ctx.saved_tensors, ctx.table
+        """Derivatives by features, where they are not constant, and by vectors."""
+        inputs, by_features = ctx.saved_tensors, ctx.needs_input_grad[0]
         if ctx.kernel is not None:
-            slopes = torch.ops.ase_bayesmlip.neighbor_backward(
-                *inputs, grads[0], table.n_right, ctx.kernel
+            to_features, to_vectors = torch.ops.ase_bayesmlip.neighbor_backward(
+                *inputs, grads[0], by_features, ctx.kernel
             )
         else:
-            features, edge, shared, neighbor, _, radial = inputs
-            slopes = _neighbor_slopes(
-                features, edge, shared, neighbor, radial, grads[0], table, ctx.cutoff
+            features, edge, distances, neighbor, _, radial, _, slopes = inputs
+            to_features, by_harmonics, by_distances = _neighbor_slopes(
+                features, edge, distances, neighbor, radial, grads[0], ctx.table, ctx.cutoff
             )
-        return (*slopes, *[None] * 7)
+            to_vectors = vector_gradients(by_harmonics, by_distances, slopes)
+        return (to_features if by_features else None, to_vectors, *[None] * 10)
 
 
 def _neighbor_slopes(

@@ -1,9 +1,9 @@
 """C++ source of the tensor products of `fused`, unrolled for one set of couplings.
 
 A compiler of tensor programs stores intermediates of every edge and channel; these kernels keep
-them in registers and read each neighbour once. The inner, vectorised loop runs over channels. The
-source needs the C++ standard library and OpenMP alone, so it builds in seconds and outlives
-versions of torch.
+them in registers and read each neighbour once. The inner loop runs over channels, a register full
+at a time (vector types of GCC and Clang). The source needs the C++ standard library and OpenMP
+alone, so it builds in seconds and outlives versions of torch.
 """
 
 from __future__ import annotations
@@ -19,6 +19,25 @@ def prelude(real: str, channels: int, cutoff: float) -> str:
 #include <cstring>
 using real = {real};
 constexpr int64_t C = {channels};
+
+#if defined(__AVX512F__)
+constexpr int64_t REGISTER = 64;
+#elif defined(__AVX__)
+constexpr int64_t REGISTER = 32;
+#else
+constexpr int64_t REGISTER = 16;
+#endif
+// L channels at a time: the largest power of two that divides them and fits into a register.
+constexpr int64_t L = std::min(C & -C, REGISTER / int64_t(sizeof(real))), V = C / L;
+typedef real vec __attribute__((vector_size(L * sizeof(real)), aligned(sizeof(real)), may_alias));
+
+static inline real total(const vec& x) {{
+    const real* lane = (const real*)&x;
+    real sum = 0;
+    #pragma omp simd reduction(+ : sum)
+    for (int64_t l = 0; l < L; ++l) sum += lane[l];
+    return sum;
+}}
 
 // Weights of step, left and right slope in a cubic Hermite table, see radial_table.py; the value
 // has the left value beside them.
@@ -59,30 +78,30 @@ def _lookup(table: Couplings) -> str:
             const int64_t place = i * width + k, j = neighbor[place];
             const Hermite at = hermite(distances[place], intervals);
             if (at.row >= intervals) continue;
-            const real* __restrict e = edge + place * {len(table.entries())};
-            const real* __restrict s = features + (m * n_atoms + j) * {table.n_left} * C;
-            const real* __restrict f =
-                radial + (m * (intervals + 2) + at.row) * {3 * table.n_paths} * C;"""
+            const real* e = edge + place * {len(table.entries())};
+            const vec* s = (const vec*)(features + (m * n_atoms + j) * {table.n_left} * C);
+            const vec* f =
+                (const vec*)(radial + (m * (intervals + 2) + at.row) * {3 * table.n_paths} * C);"""
 
 
 def _radial(kind: str, path: int, n_paths: int) -> str:
-    """Value or slope of a radial function at channel c; rows hold value, step and slope."""
+    """Value or slope of a radial function at channels c; rows hold value, step and slope."""
     places = [n_paths + path, 2 * n_paths + path, 5 * n_paths + path]
-    terms = [f"at.{kind}[{q}] * f[{place} * C + c]" for q, place in enumerate(places)]
+    terms = [f"at.{kind}[{q}] * f[{place} * V + c]" for q, place in enumerate(places)]
     if kind == "value":
-        terms.insert(0, f"f[{path} * C + c]")
+        terms.insert(0, f"f[{path} * V + c]")
     return " + ".join(terms)
 
 
 def _neighbor_forward(name: str, table: Couplings) -> str:
     place = {entry: column for column, entry in enumerate(table.entries())}
     lines = [
-        f"const real w{p} = {_radial('value', p, table.n_paths)};" for p in range(table.n_paths)
+        f"const vec w{p} = {_radial('value', p, table.n_paths)};" for p in range(table.n_paths)
     ]
-    lines += [f"const real s{a} = s[{a} * C + c];" for a in range(table.n_left)]
+    lines += [f"const vec s{a} = s[{a} * V + c];" for a in range(table.n_left)]
     for number, row in enumerate(table.rows):
         terms = " + ".join(f"e[{place[number, a]}] * s{a}" for a in row.left_components())
-        lines.append(f"sum[{number} * C + c] += w{row.path} * ({terms});")
+        lines.append(f"sum[{number} * V + c] += w{row.path} * ({terms});")
     body = "\n                ".join(lines)
     n_rows = len(table.rows)
     return f"""
@@ -90,10 +109,9 @@ extern "C" void {name}_forward({_GEOMETRY}, real* rows) {{
     #pragma omp parallel for collapse(2) schedule(static)
     for (int64_t m = 0; m < members; ++m)
     for (int64_t i = 0; i < n_atoms; ++i) {{
-        alignas(64) real sum[{n_rows} * C] = {{}};
+        vec sum[{n_rows} * V] = {{}};
         for (int64_t k = 0; k < count[i]; ++k) {{{_lookup(table)}
-            #pragma omp simd
-            for (int64_t c = 0; c < C; ++c) {{
+            for (int64_t c = 0; c < V; ++c) {{
                 {body}
             }}
         }}
@@ -104,75 +122,100 @@ extern "C" void {name}_forward({_GEOMETRY}, real* rows) {{
 
 
 def _neighbor_backward(name: str, table: Couplings) -> str:
+    """Derivatives by vectors, and by features where SENT: the first layer's are constant."""
     n_rows, turned = len(table.rows), _turned(table)
-    lines = [f"const real s{a} = s[{a} * C + c];" for a in range(table.n_left)]
+    lines = [f"const vec s{a} = s[{a} * V + c];" for a in range(table.n_left)]
     for path in range(table.n_paths):
         lines += _path_slopes(table, path)
     body = "\n                ".join(lines)
-    sums = ", ".join(["radial_slope", *(f"y{b}" for b in turned)])
-    start = ", ".join(["radial_slope = 0", *(f"y{b} = 0" for b in turned)])
-    store = "\n            ".join(f"by_harmonics[{b}] = y{b};" for b in turned)
+    start = ", ".join(["stretched = {}", *(f"y{b} = {{}}" for b in turned)])
+    sides = []
+    for axis in range(3):
+        terms = [f"slope[{3 * b + axis}] * y{b}" for b in turned]
+        sides.append(f"total({' + '.join([f'slope[{axis}] * stretched', *terms])})")
+    store = "\n            ".join(f"by_vector[{axis}] = {side};" for axis, side in enumerate(sides))
+    arguments = f"""{_GEOMETRY},
+    const real* harmonics, const real* slopes, const real* grad,
+    real* to_features, real* to_vectors"""
+    names = ", ".join(part.split()[-1].lstrip("*") for part in arguments.split(","))
     return f"""
-extern "C" void {name}_backward({_GEOMETRY},
-    const real* grad, real* to_features, real* to_harmonics, real* to_distances) {{
+template <bool SENT> static void {name}_slopes({arguments}) {{
     #pragma omp parallel for collapse(2) schedule(static)
     for (int64_t m = 0; m < members; ++m)
     for (int64_t i = 0; i < n_atoms; ++i) {{
-        alignas(64) real sent[{table.n_left} * C] = {{}};
-        const real* __restrict g = grad + (m * n_atoms + i) * {n_rows} * C;
-        const int64_t first = (m * n_atoms + i) * width;
-        std::memset(to_harmonics + first * {table.n_right}, 0,
-                    width * {table.n_right} * sizeof(real));
-        std::memset(to_distances + first, 0, width * sizeof(real));
+        vec sent[{table.n_left} * V] = {{}};
+        const vec* g = (const vec*)(grad + (m * n_atoms + i) * {n_rows} * C);
+        real* by_vectors = to_vectors + (m * n_atoms + i) * width * 3;
+        std::memset(by_vectors, 0, width * 3 * sizeof(real));
         for (int64_t k = 0; k < count[i]; ++k) {{{_lookup(table)}
-            const real* __restrict gj = grad + (m * n_atoms + j) * {n_rows} * C;
-            real {start};
-            #pragma omp simd reduction(+ : {sums})
-            for (int64_t c = 0; c < C; ++c) {{
+            const vec* gj = (const vec*)(grad + (m * n_atoms + j) * {n_rows} * C);
+            const real* y = harmonics + place * {table.n_right};
+            vec {start};
+            for (int64_t c = 0; c < V; ++c) {{
                 {body}
             }}
-            to_distances[first + k] = radial_slope;
-            real* __restrict by_harmonics = to_harmonics + (first + k) * {table.n_right};
+            const real* slope = slopes + place * {3 * table.n_right};
+            real* by_vector = by_vectors + k * 3;
             {store}
         }}
-        std::memcpy(to_features + (m * n_atoms + i) * {table.n_left} * C, sent, sizeof(sent));
+        if constexpr (SENT)
+            std::memcpy(to_features + (m * n_atoms + i) * {table.n_left} * C, sent, sizeof(sent));
     }}
+}}
+
+extern "C" void {name}_backward({arguments}) {{
+    if (to_features)
+        {name}_slopes<true>({names});
+    else
+        {name}_slopes<false>({names});
 }}
 """
 
 
 def _path_slopes(table: Couplings, path: int) -> list[str]:
-    """Statements that add what one path contributes to the three derivatives."""
+    """Statements that add what one path contributes to the derivatives.
+
+    With t_b = Σ g ∘ (∂row/∂Y_b), the derivative by the distance is Σ_b R' Y_b t_b, that by a
+    harmonic R t_b.
+    """
     place = {entry: column for column, entry in enumerate(table.entries())}
     rows = [(n, row) for n, row in enumerate(table.rows) if row.path == path]
-    stretched = []
-    for n, row in rows:
-        terms = " + ".join(f"e[{place[n, a]}] * s{a}" for a in row.left_components())
-        stretched.append(f"g[{n} * C + c] * ({terms})")
+    components = sorted({term.b for _, row in rows for term in row.terms})
     lines = [
-        f"{{ const real w = {_radial('value', path, table.n_paths)};",
-        f"const real d = {_radial('slope', path, table.n_paths)};",
-        f"radial_slope += d * ({' + '.join(stretched)});",
+        f"{{ const vec w = {_radial('value', path, table.n_paths)};",
+        f"const vec d = {_radial('slope', path, table.n_paths)};",
     ]
-    sign = table.parity(rows[0][1])
-    for a in sorted({a for _, row in rows for a in row.left_components()}):
-        own = [(n, row) for n, row in rows if a in row.left_components()]
-        sent = " + ".join(f"e[{place[n, a]}] * gj[{n} * C + c]" for n, _ in own)
-        lines.append(f"sent[{a} * C + c] += real({sign}) * w * ({sent});")
-    for b in _turned(table):
-        products = [
-            f"real({term.coefficient!r}) * g[{n} * C + c] * s{term.a}"
+    for b in components:
+        terms = [
+            (term.coefficient, f"g[{n} * V + c] * s{term.a}")
             for n, row in rows
             for term in row.terms
             if term.b == b
         ]
-        if products:
-            lines.append(f"y{b} += w * ({' + '.join(products)});")
-    return [*lines, "}"]
+        lines.append(f"const vec t{b} = {_combination(terms)};")
+    lines.append(f"stretched += d * ({' + '.join(f'y[{b}] * t{b}' for b in components)});")
+    lines += [f"y{b} += w * t{b};" for b in components if table.right_degrees[b] > 0]
+    sign = "+" if table.parity(rows[0][1]) > 0 else "-"
+    lines.append("if constexpr (SENT) {")
+    for a in sorted({a for _, row in rows for a in row.left_components()}):
+        own = [(n, row) for n, row in rows if a in row.left_components()]
+        sent = " + ".join(f"e[{place[n, a]}] * gj[{n} * V + c]" for n, _ in own)
+        lines.append(f"sent[{a} * V + c] {sign}= w * ({sent});")
+    return [*lines, "} }"]
+
+
+def _combination(terms: list[tuple[float, str]]) -> str:
+    """Σ coefficient · expression, with one multiplication for coefficients of one size."""
+    groups: dict[float, list[str]] = {}
+    for coefficient, expression in terms:
+        size = next((s for s in groups if abs(s - abs(coefficient)) < 1e-12), abs(coefficient))
+        sign = "-" if coefficient < 0 else "+"
+        groups.setdefault(size, []).append(f"{sign} {expression}")
+    return " + ".join(f"real({s!r}) * ({' '.join(group)})" for s, group in groups.items())
 
 
 def _turned(table: Couplings) -> list[int]:
-    """Harmonics that depend on the direction: the slope by Y_00 is never used."""
+    """Harmonics that depend on the direction: Y_00 is a constant."""
     return [b for b, degree in enumerate(table.right_degrees) if degree > 0]
 
 

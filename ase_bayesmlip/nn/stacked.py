@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ase_bayesmlip.nn.angular import Irrep
+from ase_bayesmlip.nn.dense_geometry import Surroundings
 from ase_bayesmlip.nn.evidential_potential import ComponentPotential, EvidentialPotential
 from ase_bayesmlip.nn.heads import energy_variance, force_covariance
 from ase_bayesmlip.nn.kernels import channel_kernels, neighbor_kernels, prelude
@@ -48,17 +49,9 @@ class StackedLayer(nn.Module):
             self.square = StackedProduct([layer.square for layer in layers])  # type: ignore[misc]
             self.cube = StackedProduct([layer.cube for layer in layers])  # type: ignore[misc]
 
-    def forward(
-        self,
-        features: Features,
-        species: Tensor,
-        harmonics: Tensor,
-        distances: Tensor,
-        neighbor: Tensor,
-        count: Tensor,
-    ) -> Features:
+    def forward(self, features: Features, species: Tensor, surroundings: Surroundings) -> Features:
         """As the layers' own forward passes, see `race` and `race_plus`."""
-        density = self.convolution(self.up(features), harmonics, distances, neighbor, count)
+        density = self.convolution(self.up(features), surroundings)
         mixed = density
         if self.has_products:
             square = self.square(density, density)
@@ -173,10 +166,7 @@ class StackedPotential(nn.Module):
     def forward(
         self,
         species: Tensor,
-        harmonics: Tensor,
-        distances: Tensor,
-        neighbor: Tensor,
-        count: Tensor,
+        surroundings: Surroundings,
         batch: Tensor,
         n_graphs: int,
     ) -> tuple[MemberOutput, Tensor]:
@@ -185,8 +175,8 @@ class StackedPotential(nn.Module):
         Parameters
         ----------
         species : Tensor, (n_atoms, n_species), one-hot
-        harmonics, distances, neighbor, count
-            See `NeighborCoupling`.
+        surroundings : Surroundings
+            With a view of the vectors for every member.
 
         Returns
         -------
@@ -200,7 +190,7 @@ class StackedPotential(nn.Module):
         basis: list[Tensor] = []
         kept: list[Features] = []
         for layer, readout in zip(self.layers, self.readouts, strict=True):
-            features = layer(features, species, harmonics, distances, neighbor, count)
+            features = layer(features, species, surroundings)
             kept.append(features)
             out, tensor, hidden = readout(features)
             basis.append(hidden)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ase_bayesmlip.nn.angular import Irrep
 from ase_bayesmlip.nn.couplings import Couplings, couplings
+from ase_bayesmlip.nn.dense_geometry import Surroundings
 from ase_bayesmlip.nn.fused import ChannelCoupling, NeighborCoupling
 from ase_bayesmlip.nn.heads import LayerReadout
 from ase_bayesmlip.nn.interaction import (
@@ -114,21 +115,11 @@ class StackedConvolution(nn.Module):
         self.register_buffer("matrix", self.table.edge_matrix())
         self.mix = StackedPaths([c.mix for c in convolutions], self.table, first.normalisation)
 
-    def forward(
-        self,
-        features: Features,
-        harmonics: Tensor,
-        distances: Tensor,
-        neighbor: Tensor,
-        count: Tensor,
-    ) -> Features:
+    def forward(self, features: Features, surroundings: Surroundings) -> Features:
         """See `NeighborCoupling`."""
         rows = NeighborCoupling.apply(
             torch.cat(features, dim=2),
-            harmonics,
-            distances,
-            neighbor,
-            count,
+            *surroundings,
             self.get_buffer("radial"),
             self.get_buffer("matrix"),
             self.table,

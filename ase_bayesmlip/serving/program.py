@@ -96,19 +96,15 @@ class MixtureProgram(nn.Module):
         """Everything the posterior knows: stress and members are no extra work here."""
         n_graphs = graph.n_graphs
         geometry: DenseGeometry = self.geometry
-        vectors, harmonics, distances = geometry(graph.positions, graph.cell, graph.batch, edges)
-        # One view of the geometry per network, so that each has its own derivatives.
+        shared = geometry(graph.positions, graph.cell, graph.batch, edges)
+        # One view of the vectors per network, so that each has its own derivatives.
         n_networks = self.n_members * (1 + self.n_draws)
-        own_harmonics = harmonics.expand(n_networks, *harmonics.shape).detach()
-        own_distances = distances.expand(n_networks, *distances.shape).detach()
-        leaves = [own_harmonics.requires_grad_(True), own_distances.requires_grad_(True)]
+        rounded = shared.vectors.to(shared.distances.dtype)
+        own = rounded.expand(n_networks, *rounded.shape).detach().requires_grad_(True)
         species = self.stacked.get_buffer("one_hot").index_select(0, graph.atomic_numbers)
-        output, basis = self.stacked(
-            species, *leaves, edges.neighbor, edges.n_neighbors, graph.batch, n_graphs
-        )
-        slopes = torch.autograd.grad(output.atomic_energies.sum(), leaves)
-        gradients = geometry.edge_gradients(vectors, harmonics, distances, *slopes)
-        virial = virial_from_edges(gradients, vectors, graph.batch, n_graphs)
+        output, basis = self.stacked(species, shared._replace(vectors=own), graph.batch, n_graphs)
+        (gradients,) = torch.autograd.grad(output.atomic_energies.sum(), own)
+        virial = virial_from_edges(gradients, shared.vectors, graph.batch, n_graphs)
         stresses = stress_from_strain_gradient(
             virial.flatten(0, 1), graph.cell.repeat(n_networks, 1, 1)
         ).view(n_networks, n_graphs, 3, 3)
@@ -116,16 +112,16 @@ class MixtureProgram(nn.Module):
         forces = forces_from_edges(gradients, edges).to(torch.float64)
         n = self.n_members
         energy_noise, force_noise = output.atomic_energies_var, output.forces_cov
-        own = _of_laws(output)
+        spread = _of_laws(output)
         if self.n_draws > 0:
             energy_noise, force_noise = all_as_noise(output)
             drawn = energies[n:], forces[n:], stresses[n:]
-            own = self._own_spread(output.directions, *drawn, basis[:n])
+            spread = self._own_spread(output.directions, *drawn, basis[:n])
         prediction = mix(
             graph,
             self.reference_energies,
             Means(energies[:n], forces[:n], stresses[:n]),
-            own,
+            spread,
             self._mean(energy_noise),
             self._mean(force_noise),
             members=True,

@@ -11,7 +11,12 @@ from e3nn import o3
 
 from ase_bayesmlip.graph import batch_graphs, dense_edges, edge_vectors, graph_to, strained
 from ase_bayesmlip.nn.angular import SphericalHarmonics
-from ase_bayesmlip.nn.dense_geometry import DenseGeometry, forces_from_edges, virial_from_edges
+from ase_bayesmlip.nn.dense_geometry import (
+    DenseGeometry,
+    forces_from_edges,
+    vector_gradients,
+    virial_from_edges,
+)
 from ase_bayesmlip.testing import graph_of
 
 CUTOFF = 4.0
@@ -172,7 +177,10 @@ def test_geometry_is_that_of_the_edges(name, l_max):
     graph = GRAPHS[name]()
     edges = dense_edges(graph)
     geometry = DenseGeometry(CUTOFF, l_max).double()
-    vectors, harmonics, distances = geometry(graph.positions, graph.cell, graph.batch, edges)
+    around = geometry(graph.positions, graph.cell, graph.batch, edges)
+    vectors, harmonics, distances = around[:3]
+    assert torch.equal(around.neighbor, edges.neighbor)
+    assert torch.equal(around.n_neighbors, edges.n_neighbors)
     assert harmonics.shape == (*edges.neighbor.shape, (l_max + 1) ** 2)
     expected = edge_vectors(graph)
     length = torch.sqrt((expected * expected).sum(1, keepdim=True))
@@ -190,11 +198,12 @@ def test_absent_neighbours_lie_beyond_the_cutoff(name):
     graph = GRAPHS[name]()
     edges = dense_edges(graph, min_width=40)
     geometry = DenseGeometry(CUTOFF, 2).double()
-    _, harmonics, distances = geometry(graph.positions, graph.cell, graph.batch, edges)
+    around = geometry(graph.positions, graph.cell, graph.batch, edges)
     absent = ~places(edges)
     assert absent.any()
-    assert (distances[absent] >= CUTOFF).all()
-    assert torch.isfinite(harmonics).all()
+    assert (around.distances[absent] >= CUTOFF).all()
+    assert torch.isfinite(around.harmonics).all()
+    assert torch.isfinite(around.slopes).all()
 
 
 def test_differences_come_before_the_loss_of_precision():
@@ -202,8 +211,8 @@ def test_differences_come_before_the_loss_of_precision():
     far = graph._replace(positions=graph.positions + 1e5)
     edges = dense_edges(graph)
     geometry = DenseGeometry(CUTOFF, 2).float()
-    near_by, far_away = (geometry(g.positions, g.cell, g.batch, edges) for g in (graph, far))
-    assert [part.dtype for part in far_away] == [torch.float64, torch.float32, torch.float32]
+    near_by, far_away = (geometry(g.positions, g.cell, g.batch, edges)[:4] for g in (graph, far))
+    assert [part.dtype for part in far_away] == [torch.float64, *[torch.float32] * 3]
     for one, other in zip(near_by, far_away, strict=True):
         torch.testing.assert_close(one, other, rtol=0.0, atol=2e-6)
 
@@ -225,13 +234,13 @@ def test_slopes_of_solid_harmonics(l_max):
     expected = torch.autograd.functional.jacobian(
         lambda x: solid_harmonics(x, l_max).sum(0), vectors
     ).permute(2, 1, 0)
-    found = torch.stack([solid @ geometry.slopes[a] for a in range(3)])
+    found = torch.stack([solid @ geometry.solid_slopes[a] for a in range(3)])
     torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-11)
 
 
 def test_slopes_of_vectors_in_closed_form():
     """Y_1 = √3 (x, y, z) and Y_00 = 1: ∂_a S_1b = √3 δ_ab."""
-    slopes = DenseGeometry(CUTOFF, 1).slopes
+    slopes = DenseGeometry(CUTOFF, 1).solid_slopes
     expected = torch.zeros(3, 4, 4, dtype=torch.float64)
     for a in range(3):
         expected[a, 0, 1 + a] = math.sqrt(3.0)
@@ -240,8 +249,8 @@ def test_slopes_of_vectors_in_closed_form():
 
 def way_back(geometry, graph, edges, by_harmonics, by_distances):
     """Vectors and the gradients by them."""
-    parts = geometry(graph.positions, graph.cell, graph.batch, edges)
-    return parts[0], geometry.edge_gradients(*parts, by_harmonics, by_distances)
+    around = geometry(graph.positions, graph.cell, graph.batch, edges)
+    return around.vectors, vector_gradients(by_harmonics, by_distances, around.slopes)
 
 
 def random_slopes(edges, l_max, dtype=torch.float64):
@@ -339,9 +348,7 @@ def test_single_precision_graphs_have_tables_too():
     graph = graph_to(GRAPHS["batch"](), torch.device("cpu"), torch.float32)
     edges = dense_edges(graph)
     assert edges.shift.dtype == torch.float32
-    vectors, harmonics, distances = DenseGeometry(CUTOFF, 2).float()(
-        graph.positions, graph.cell, graph.batch, edges
-    )
-    assert {vectors.dtype, harmonics.dtype, distances.dtype} == {torch.float32}
-    found = per_edge(vectors, graph, edges)
+    around = DenseGeometry(CUTOFF, 2).float()(graph.positions, graph.cell, graph.batch, edges)
+    assert {part.dtype for part in around[:4]} == {torch.float32}
+    found = per_edge(around.vectors, graph, edges)
     torch.testing.assert_close(found, edge_vectors(graph), rtol=0.0, atol=1e-6)

@@ -23,6 +23,7 @@ from ase_bayesmlip.nn.angular import (
     parse_irreps,
 )
 from ase_bayesmlip.nn.couplings import Couplings, couplings
+from ase_bayesmlip.nn.dense_geometry import Surroundings
 from ase_bayesmlip.nn.fused import ChannelCoupling, NeighborCoupling
 from ase_bayesmlip.nn.kernels import channel_kernels, neighbor_kernels, prelude
 from ase_bayesmlip.nn.radial import DenseNetwork, RadialBasis
@@ -84,34 +85,49 @@ class Inputs:
     """Arguments of `NeighborCoupling` that are not couplings."""
 
     features: torch.Tensor
-    harmonics: torch.Tensor
-    distances: torch.Tensor
-    edges: DenseEdges
+    around: Surroundings
     radial: torch.Tensor
 
     def to(self, dtype):
-        parts = [self.features, self.harmonics, self.distances, self.radial]
-        features, harmonics, distances, radial = (part.to(dtype) for part in parts)
-        return Inputs(features, harmonics, distances, self.edges, radial)
+        around = [x.to(dtype) if x.is_floating_point() else x for x in self.around]
+        return Inputs(self.features.to(dtype), Surroundings(*around), self.radial.to(dtype))
 
     def leaves(self):
-        """Features, harmonics and distances, the latter for every member of its own."""
-        views = (self.harmonics, self.distances)
-        own = [view.expand(len(self.features), *view.shape).clone() for view in views]
-        return [part.requires_grad_(True) for part in (self.features.clone(), *own)]
+        """Features and vectors, the latter for every member of its own."""
+        own = self.around.vectors.expand(len(self.features), *self.around.vectors.shape)
+        return [part.clone().requires_grad_(True) for part in (self.features, own)]
 
 
-def dense_geometry(positions, graph, edges, l_max):
-    """Harmonics and distances of a table of neighbours; absent ones lie beyond the cutoff."""
+def dense_vectors(positions, graph, edges):
+    """Vectors of a table of neighbours; absent ones lie beyond the cutoff."""
     vectors = positions[edges.neighbor] - positions.unsqueeze(1)
     vectors = vectors + edges.shift @ graph.cell[graph.batch]
     present = torch.arange(edges.neighbor.shape[1]) < edges.n_neighbors.unsqueeze(1)
     far = torch.tensor([0.0, 0.6, 0.8], dtype=torch.float64) * 1.5 * CUTOFF
-    vectors = torch.where(present.unsqueeze(2), vectors, far)
-    distances = torch.sqrt((vectors * vectors).sum(2))
-    units = vectors / distances.unsqueeze(2)
-    harmonics = SphericalHarmonics(l_max)(units.view(-1, 3))
-    return harmonics.view(*distances.shape, -1), distances
+    return torch.where(present.unsqueeze(2), vectors, far)
+
+
+def harmonics_and_distances(vectors, l_max):
+    """Functions of vectors (..., 3) that autograd can differentiate."""
+    distances = torch.sqrt((vectors * vectors).sum(-1))
+    units = (vectors / distances.unsqueeze(-1)).reshape(-1, 3)
+    return SphericalHarmonics(l_max)(units).view(*distances.shape, -1), distances
+
+
+def surroundings(vectors, edges, l_max):
+    """The same with slopes, by autograd: one harmonic after the other."""
+    leaf = vectors.detach().clone().requires_grad_(True)
+    harmonics, distances = harmonics_and_distances(leaf, l_max)
+    columns = [distances, *harmonics[..., 1:].unbind(-1)]
+    slopes = [torch.autograd.grad(x.sum(), leaf, retain_graph=True)[0] for x in columns]
+    return Surroundings(
+        vectors,
+        harmonics.detach(),
+        distances.detach(),
+        torch.stack(slopes, dim=-2),
+        edges.neighbor,
+        edges.n_neighbors,
+    )
 
 
 def radial_tables(width, members=MEMBERS):
@@ -127,9 +143,9 @@ def make_inputs(case, channels=CHANNELS, graph=None) -> Inputs:
     graph = graph or make_graph()
     edges = dense_edges(graph)
     table = couplings_of(case)
-    harmonics, distances = dense_geometry(graph.positions, graph, edges, PRODUCTS[case][1])
+    around = surroundings(dense_vectors(graph.positions, graph, edges), edges, PRODUCTS[case][1])
     features = randn(MEMBERS, len(graph.positions), table.n_left, channels)
-    return Inputs(features, harmonics, distances, edges, radial_tables(table.n_paths * channels))
+    return Inputs(features, around, radial_tables(table.n_paths * channels))
 
 
 # --- the two ways, and the slow one --------------------------------------------------------------
@@ -168,10 +184,10 @@ def kernel(request, library):
 
 def neighbor_rows(case, inputs, leaves, kernel):
     table = couplings_of(case)
+    features, vectors = leaves
     return NeighborCoupling.apply(
-        *leaves,
-        inputs.edges.neighbor,
-        inputs.edges.n_neighbors,
+        features,
+        *inputs.around._replace(vectors=vectors),
         inputs.radial,
         table.edge_matrix().to(inputs.radial.dtype),
         table,
@@ -189,8 +205,9 @@ def ordered(case, by_path):
     return torch.stack(rows, dim=-2)
 
 
-def slow_rows(case, inputs, features, harmonics, distances):
+def slow_rows(case, inputs, features, vectors):
     """Σ_j R(r_ij) ∘ [h_j ⊗ Y(r_ij)], one member, atom, neighbour and path after the other."""
+    harmonics, distances = harmonics_and_distances(vectors, PRODUCTS[case][1])
     left, right, out = irreps_of(case)
     left_slices, right_slices = component_slices(left), component_slices(right)
     members, n_atoms, _, channels = features.shape
@@ -200,9 +217,9 @@ def slow_rows(case, inputs, features, harmonics, distances):
         for path in paths
     ]
     for member in range(members):
-        for i, count in enumerate(inputs.edges.n_neighbors.tolist()):
+        for i, count in enumerate(inputs.around.n_neighbors.tolist()):
             for k in range(count):
-                j = inputs.edges.neighbor[i, k]
+                j = inputs.around.neighbor[i, k]
                 weights, _ = interpolate(
                     inputs.radial[member], distances[member, i, k].view(1, 1), CUTOFF
                 )
@@ -242,59 +259,67 @@ def gradcheck(function, *inputs):
 @ALL
 def test_rows_and_their_derivatives_are_those_of_a_loop_over_edges(case, kernel):
     inputs = make_inputs(case)
-    assert inputs.edges.n_neighbors.min() == 0
+    assert inputs.around.n_neighbors.min() == 0
     leaves, slow_leaves = inputs.leaves(), inputs.leaves()
     found = neighbor_rows(case, inputs, leaves, kernel("neighbor", case))
     expected = slow_rows(case, inputs, *slow_leaves)
     assert_near(found, expected, 1e-12)
-    by_features, by_harmonics, by_distances = slopes_of(found, leaves)
-    slow = slopes_of(expected, slow_leaves)
-    assert_near(by_features, slow[0], 1e-12)
-    assert_near(by_distances, slow[2], 1e-12)
-    if by_harmonics.shape[3] > 1:
-        # That by Y_00, a constant, may be left out.
-        assert_near(by_harmonics[..., 1:], slow[1][..., 1:], 1e-12)
+    for slope, slow in zip(slopes_of(found, leaves), slopes_of(expected, slow_leaves), strict=True):
+        assert_near(slope, slow, 1e-12)
+
+
+@ALL
+def test_slopes_by_features_are_left_out_where_those_are_constant(case, kernel):
+    inputs = make_inputs(case)
+    features, vectors = inputs.leaves()
+    name = kernel("neighbor", case)
+    both = slopes_of(neighbor_rows(case, inputs, [features, vectors], name), [features, vectors])
+    rows = neighbor_rows(case, inputs, [features.detach(), vectors], name)
+    (alone,) = slopes_of(rows, [vectors])
+    assert torch.equal(alone, both[1])
 
 
 @pytest.mark.parametrize("case", ["natural", "parities"])
 def test_gradcheck_by_features(case, kernel):
     graph = make_graph()
     inputs = make_inputs(case, graph=graph)
-    features, *geometry = inputs.leaves()
-    geometry = [part.detach() for part in geometry]
+    features, vectors = inputs.leaves()
 
     def rows(features):
-        return neighbor_rows(case, inputs, [features, *geometry], kernel("neighbor", case))
+        leaves = [features, vectors.detach()]
+        return neighbor_rows(case, inputs, leaves, kernel("neighbor", case))
 
     gradcheck(rows, features)
 
 
 @pytest.mark.parametrize("case", ["natural", "parities"])
 def test_gradcheck_by_positions(case, kernel):
-    """Both directions of an edge move together, so the slope by Y_00 is not needed."""
     graph = make_graph()
+    edges = dense_edges(graph)
     inputs = make_inputs(case, graph=graph)
 
     def rows(positions):
-        geometry = dense_geometry(positions, graph, inputs.edges, PRODUCTS[case][1])
-        views = [part.expand(MEMBERS, *part.shape) for part in geometry]
-        return neighbor_rows(case, inputs, [inputs.features, *views], kernel("neighbor", case))
+        vectors = dense_vectors(positions, graph, edges)
+        moved = dataclasses.replace(inputs, around=surroundings(vectors, edges, PRODUCTS[case][1]))
+        leaves = [inputs.features, vectors.expand(MEMBERS, *vectors.shape)]
+        return neighbor_rows(case, moved, leaves, kernel("neighbor", case))
 
     gradcheck(rows, graph.positions.clone().requires_grad_(True))
 
 
 @pytest.mark.parametrize("case", ["natural", "parities"])
-def test_gradcheck_by_the_geometry_of_one_member(case, kernel):
+def test_gradcheck_by_the_vectors_of_one_member(case, kernel):
+    """Whose edges move by themselves, without their reverse: rows sum over neighbours alone."""
     inputs = make_inputs(case)
-    inputs.features, inputs.radial = inputs.features[:1], inputs.radial[:1]
-    features, harmonics, distances = inputs.leaves()
-    constant, turned = harmonics.detach().split([1, harmonics.shape[3] - 1], dim=3)
+    inputs = dataclasses.replace(inputs, features=inputs.features[:1], radial=inputs.radial[:1])
+    features, vectors = inputs.leaves()
 
-    def rows(turned, distances):
-        leaves = [features.detach(), torch.cat([constant, turned], dim=3), distances]
-        return neighbor_rows(case, inputs, leaves, kernel("neighbor", case))
+    def rows(vectors):
+        around = surroundings(vectors[0], inputs.around, PRODUCTS[case][1])
+        moved = dataclasses.replace(inputs, around=around)
+        return neighbor_rows(case, moved, [features.detach(), vectors], kernel("neighbor", case))
 
-    gradcheck(rows, turned.requires_grad_(True), distances)
+    gradcheck(rows, vectors)
 
 
 def test_every_member_has_derivatives_of_its_own(kernel):
@@ -304,13 +329,7 @@ def test_every_member_has_derivatives_of_its_own(kernel):
     weight = randn(*rows.shape, seed=9)
     together = torch.autograd.grad((rows * weight).sum(), leaves)
     for k in range(MEMBERS):
-        one = Inputs(
-            inputs.features[k : k + 1],
-            inputs.harmonics,
-            inputs.distances,
-            inputs.edges,
-            inputs.radial[k : k + 1],
-        )
+        one = Inputs(inputs.features[k : k + 1], inputs.around, inputs.radial[k : k + 1])
         own = one.leaves()
         alone = neighbor_rows("natural", one, own, kernel("neighbor", "natural"))
         torch.testing.assert_close(alone[0], rows[k], rtol=0.0, atol=1e-13)
@@ -322,7 +341,7 @@ def test_every_member_has_derivatives_of_its_own(kernel):
 
 def test_an_atom_without_neighbours_has_no_rows_and_no_slopes(kernel):
     inputs = make_inputs("natural")
-    lonely = int(inputs.edges.n_neighbors.argmin())
+    lonely = int(inputs.around.n_neighbors.argmin())
     leaves = inputs.leaves()
     rows = neighbor_rows("natural", inputs, leaves, kernel("neighbor", "natural"))
     assert not rows[:, lonely].any()
@@ -345,12 +364,16 @@ def test_no_edges_at_all(kernel):
 @pytest.mark.parametrize("stretch", [1.0, 1.0 + 1e-9, 40.0])
 def test_places_beyond_the_count_are_ignored(kernel, stretch):
     inputs = make_inputs("natural")
-    absent = torch.arange(inputs.edges.neighbor.shape[1]) >= inputs.edges.n_neighbors.unsqueeze(1)
+    absent = torch.arange(inputs.around.neighbor.shape[1]) >= inputs.around.n_neighbors.unsqueeze(1)
+    around = inputs.around
     other = dataclasses.replace(
         inputs,
-        harmonics=torch.where(absent.unsqueeze(2), 7.0, inputs.harmonics),
-        distances=torch.where(absent, stretch * CUTOFF, inputs.distances),
-        edges=inputs.edges._replace(neighbor=inputs.edges.neighbor.masked_fill(absent, 1)),
+        around=around._replace(
+            harmonics=torch.where(absent.unsqueeze(2), 7.0, around.harmonics),
+            distances=torch.where(absent, stretch * CUTOFF, around.distances),
+            slopes=torch.where(absent[:, :, None, None], 7.0, around.slopes),
+            neighbor=around.neighbor.masked_fill(absent, 1),
+        ),
     )
     assert absent.any()
     results = []
@@ -359,7 +382,6 @@ def test_places_beyond_the_count_are_ignored(kernel, stretch):
         rows = neighbor_rows("natural", each, leaves, kernel("neighbor", "natural"))
         slopes = slopes_of(rows, leaves)
         assert not slopes[1][:, absent].any()
-        assert not slopes[2][:, absent].any()
         results.append((rows, *slopes))
     for one, two in zip(*results, strict=True):
         torch.testing.assert_close(one, two, rtol=0.0, atol=1e-14)
@@ -375,12 +397,10 @@ def test_neighbours_in_the_skin_add_nothing(kernel):
         slopes = slopes_of(rows, leaves)
         results.append((inputs, rows, slopes))
     (_, rows, slopes), (wide, wide_rows, wide_slopes) = results
-    assert wide.edges.n_neighbors.sum() > results[0][0].edges.n_neighbors.sum()
+    assert wide.around.n_neighbors.sum() > results[0][0].around.n_neighbors.sum()
     torch.testing.assert_close(wide_rows, rows, rtol=0.0, atol=1e-12)
     torch.testing.assert_close(wide_slopes[0], slopes[0], rtol=0.0, atol=1e-12)
-    skin = wide.distances >= CUTOFF
-    for slope in wide_slopes[1:]:
-        assert not slope[:, skin].any()
+    assert not wide_slopes[1][:, wide.around.distances >= CUTOFF].any()
 
 
 # --- products of an atom with itself -------------------------------------------------------------
@@ -468,15 +488,14 @@ def test_kernels_are_the_formula(library, dtype, tolerance, channels):
         *zip(slopes_of(found, leaves), slopes_of(expected, exact_leaves), strict=True),
     ):
         assert one.dtype == dtype
-        turned = (..., slice(1, None)) if one.shape[-1] == 9 else ...
-        assert_near(one[turned], other[turned], tolerance)
+        assert_near(one, other, tolerance)
 
 
 def pairs_of_atoms(distances):
     """Inputs of one pair of atoms for each distance, with tables of random numbers."""
     n = len(distances)
     directions = torch.nn.functional.normalize(randn(n, 3, seed=3), dim=1)
-    harmonics = SphericalHarmonics(2)(torch.cat([directions, -directions]))
+    vectors = torch.cat([directions, -directions]) * distances.repeat(2).unsqueeze(1)
     partner = torch.arange(2 * n).roll(n)
     edges = DenseEdges(
         partner.unsqueeze(1), torch.zeros(2 * n, 1, 3), torch.ones(2 * n, dtype=torch.int64)
@@ -485,7 +504,7 @@ def pairs_of_atoms(distances):
     radial = randn(MEMBERS, 40, 3, table.n_paths * CHANNELS, seed=4)
     radial[:, -2:] = 0.0
     features = randn(MEMBERS, 2 * n, table.n_left, CHANNELS)
-    return Inputs(features, harmonics.unsqueeze(1), distances.repeat(2).unsqueeze(1), edges, radial)
+    return Inputs(features, surroundings(vectors.unsqueeze(1), edges, 2), radial)
 
 
 def test_kernels_find_every_interval_of_a_table(library):
@@ -498,8 +517,7 @@ def test_kernels_find_every_interval_of_a_table(library):
         leaves = inputs.leaves()
         rows = neighbor_rows("natural", inputs, leaves, kernel)
         results.append([rows, *slopes_of(rows, leaves)])
-        results[-1][2] = results[-1][2][..., 1:]
-        inside = inputs.distances[:, 0] < CUTOFF
+        inside = inputs.around.distances[:, 0] < CUTOFF
         assert torch.equal(rows.flatten(2).any(dim=2)[0], inside)
     for found, expected in zip(*results, strict=True):
         assert_near(found, expected, 1e-12)
@@ -541,11 +559,15 @@ def test_kernels_take_tensors_of_any_layout(library):
     def strided(tensor):
         return tensor.transpose(0, -1).contiguous().transpose(0, -1)
 
+    around = inputs.around
     other = Inputs(
         strided(inputs.features),
-        strided(inputs.harmonics),
-        inputs.distances.T.contiguous().T,
-        inputs.edges._replace(neighbor=inputs.edges.neighbor.T.contiguous().T),
+        around._replace(
+            harmonics=strided(around.harmonics),
+            distances=strided(around.distances),
+            slopes=strided(around.slopes),
+            neighbor=strided(around.neighbor),
+        ),
         strided(inputs.radial),
     )
     assert not other.features.is_contiguous()
@@ -558,15 +580,9 @@ def test_operators_tell_the_tracer_their_shapes(library):
     digest = library("natural")
     inputs, table = make_inputs("natural"), couplings_of("natural")
     rows = len(table.rows)
-    edge = inputs.harmonics @ table.edge_matrix()
-    neighbors = (
-        inputs.features,
-        edge,
-        inputs.distances,
-        inputs.edges.neighbor,
-        inputs.edges.n_neighbors,
-        inputs.radial,
-    )
+    _, harmonics, distances, slopes, neighbor, n_neighbors = inputs.around
+    edge = harmonics @ table.edge_matrix()
+    neighbors = (inputs.features, edge, distances, neighbor, n_neighbors, inputs.radial)
     factors = [factor.detach() for factor in channel_factors("natural")]
     shape = (*inputs.features.shape[:2], rows, CHANNELS)
     grad, product_grad = randn(*shape), randn(MEMBERS, factors[0].shape[1], rows, CHANNELS)
@@ -574,7 +590,8 @@ def test_operators_tell_the_tracer_their_shapes(library):
     name, other = f"{digest}:neighbor", f"{digest}:channel"
     for operator, arguments in [
         (operators.neighbor_forward, (*neighbors, rows, name)),
-        (operators.neighbor_backward, (*neighbors, grad, table.n_right, name)),
+        (operators.neighbor_backward, (*neighbors, harmonics, slopes, grad, True, name)),
+        (operators.neighbor_backward, (*neighbors, harmonics, slopes, grad, False, name)),
         (operators.channel_forward, (*factors, rows, other)),
         (operators.channel_backward, (*factors, product_grad, other)),
     ]:

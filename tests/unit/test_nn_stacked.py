@@ -151,16 +151,14 @@ def stacked_outputs(stacked, graph):
     edges = dense_edges(graph)
     n_harmonics = stacked.layers[0].convolution.table.n_right
     geometry = DenseGeometry(stacked.cutoff, math.isqrt(n_harmonics) - 1).to(stacked.one_hot.dtype)
-    parts = geometry(graph.positions, graph.cell, graph.batch, edges)
+    around = geometry(graph.positions, graph.cell, graph.batch, edges)
     n_members = len(stacked.get_buffer("scale"))
-    leaves = [x.expand(n_members, *x.shape).detach().requires_grad_(True) for x in parts[1:]]
+    vectors = around.vectors.to(around.distances.dtype)
+    own = vectors.expand(n_members, *vectors.shape).detach().requires_grad_(True)
     species = stacked.one_hot[graph.atomic_numbers]
-    output, basis = stacked(
-        species, *leaves, edges.neighbor, edges.n_neighbors, graph.batch, graph.n_graphs
-    )
-    slopes = torch.autograd.grad(output.atomic_energies.sum(), leaves)
-    gradients = geometry.edge_gradients(*parts, *slopes)
-    virial = virial_from_edges(gradients, parts[0], graph.batch, graph.n_graphs)
+    output, basis = stacked(species, around._replace(vectors=own), graph.batch, graph.n_graphs)
+    (gradients,) = torch.autograd.grad(output.atomic_energies.sum(), own)
+    virial = virial_from_edges(gradients, around.vectors, graph.batch, graph.n_graphs)
     return {
         "atomic_energies": output.atomic_energies.detach(),
         "forces": forces_from_edges(gradients, edges),
