@@ -2,6 +2,9 @@
 
 Operators are what `torch.export` and AOTInductor can call without looking inside. Each takes the
 name of a kernel, "digest:name", of a library that was loaded before.
+
+A backward operator takes one gradient of every member, or several: blocks of members, one after
+the other.
 """
 
 from __future__ import annotations
@@ -92,11 +95,18 @@ def _neighbor_backward(
     """Without `by_features` that derivative is left out and comes back empty."""
     tensors = [x.contiguous() for x in (features, edge, distances, neighbor, count, radial)]
     geometry = [x.contiguous() for x in (harmonics, slopes, grad)]
-    members, n_atoms, width, _ = sizes = _sizes(features, distances, radial)
-    to_features = features.new_empty(features.shape if by_features else (0,))
-    to_vectors = features.new_empty((members, n_atoms, width, 3))
-    _call(kernel, "backward", *tensors, *sizes, *geometry, to_features, to_vectors)
+    sizes = _sizes(features, distances, radial)
+    to_features, to_vectors = _empty_slopes(features, distances, grad, by_features)
+    _call(kernel, "backward", *tensors, *sizes, *geometry, len(grad), to_features, to_vectors)
     return to_features, to_vectors
+
+
+def _empty_slopes(
+    features: Tensor, distances: Tensor, grad: Tensor, by_features: bool
+) -> tuple[Tensor, Tensor]:
+    n_grads, (n_atoms, width) = grad.shape[0], distances.shape
+    shape = (n_grads, *features.shape[1:]) if by_features else (0,)
+    return features.new_empty(shape), features.new_empty((n_grads, n_atoms, width, 3))
 
 
 def _channel_forward(left: Tensor, right: Tensor, n_rows: int, kernel: str) -> Tensor:
@@ -111,9 +121,10 @@ def _channel_backward(
     left: Tensor, right: Tensor, grad: Tensor, kernel: str
 ) -> tuple[Tensor, Tensor]:
     left, right = left.contiguous(), right.contiguous()
-    to_left, to_right = torch.empty_like(left), torch.empty_like(right)
-    n_rows_of_atoms = left.shape[0] * left.shape[1]
-    _call(kernel, "backward", left, right, n_rows_of_atoms, grad.contiguous(), to_left, to_right)
+    to_left, to_right = _fake_channel_backward(left, right, grad)
+    sizes = [x.shape[0] * x.shape[1] for x in (left, grad)]
+    slopes = to_left, to_right
+    _call(kernel, "backward", left, right, sizes[0], grad.contiguous(), sizes[1], *slopes)
     return to_left, to_right
 
 
@@ -123,11 +134,7 @@ def _fake_neighbor_forward(features: Tensor, *arguments: Any) -> Tensor:
 
 
 def _fake_neighbor_backward(features: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    members, (n_atoms, width) = features.shape[0], arguments[1].shape
-    return (
-        features.new_empty(features.shape if arguments[-2] else (0,)),
-        features.new_empty((members, n_atoms, width, 3)),
-    )
+    return _empty_slopes(features, arguments[1], arguments[-3], arguments[-2])
 
 
 def _fake_channel_forward(left: Tensor, *arguments: Any) -> Tensor:
@@ -135,8 +142,11 @@ def _fake_channel_forward(left: Tensor, *arguments: Any) -> Tensor:
     return left.new_empty((members, n_atoms, arguments[1], channels))
 
 
-def _fake_channel_backward(left: Tensor, right: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return left.new_empty(left.shape), right.new_empty(right.shape)
+def _fake_channel_backward(
+    left: Tensor, right: Tensor, grad: Tensor, *_: Any
+) -> tuple[Tensor, Tensor]:
+    like = [(grad.shape[0], *x.shape[1:]) for x in (left, right)]
+    return left.new_empty(like[0]), right.new_empty(like[1])
 
 
 _IMPLEMENTATIONS: list[tuple[str, Callable[..., Any], Callable[..., Any]]] = [

@@ -21,7 +21,6 @@ class Surroundings(NamedTuple):
     Attributes
     ----------
     vectors : Tensor, (n_atoms, width, 3), Å, in the precision of the positions
-        For stacked members (members, n_atoms, width, 3): what each has a derivative by.
     harmonics : Tensor, (n_atoms, width, (l_max + 1)²)
     distances : Tensor, (n_atoms, width), Å
     slopes : Tensor, (n_atoms, width, (l_max + 1)², 3), 1/Å
@@ -99,7 +98,7 @@ def vector_gradients(by_harmonics: Tensor, by_distances: Tensor, slopes: Tensor)
     Parameters
     ----------
     by_harmonics : Tensor, (members, n_atoms, width, (l_max + 1)²)
-        That by Y_00 is not used.
+        That by Y_00, a constant, is not used.
     by_distances : Tensor, (members, n_atoms, width)
     slopes : Tensor
         Of `Surroundings`.

@@ -3,138 +3,145 @@
 Neighbours are a dense table, (n_atoms, width), so that a sum over neighbours needs no scatter: the
 neighbour list is symmetric, and the reverse of an edge has the same distance and (-1)^l times the
 harmonics, so that what an atom sends is gathered like what it receives. Derivatives are written
-out for the same reason. Features carry a leading axis of members.
+out for the same reason. Features carry a leading axis of members. Gradients have one entry for each
+member, or several: blocks of members, one after the other.
 
 On the CPU the products run in kernels of their own (`kernels`). The formulas in torch below define
-what those compute; they are slow eagerly and serve tests, and compilers for other devices.
+what those compute; they are slow eagerly and serve tests, and compilers for other devices. A
+`kernel` of None takes the formula.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ase_bayesmlip import native  # noqa: F401 (defines the operators)
 from ase_bayesmlip.nn.couplings import Couplings
-from ase_bayesmlip.nn.dense_geometry import vector_gradients
+from ase_bayesmlip.nn.dense_geometry import Surroundings, vector_gradients
 from ase_bayesmlip.nn.radial_table import interpolate
 
 
-class ChannelCoupling(torch.autograd.Function):
-    """Rows of x ⊗ y, channel by channel.
+def channel_rows(left: Tensor, right: Tensor, table: Couplings, kernel: str | None) -> Tensor:
+    """Rows of left ⊗ right, channel by channel.
 
-    x, y : Tensor, (members, n_atoms, components, channels), to (members, n_atoms, rows, channels);
-    `kernel` names a compiled kernel, None takes the formula.
+    (members, n_atoms, components, channels) each, to (members, n_atoms, rows, channels).
     """
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, left: Tensor, right: Tensor, table: Couplings, kernel: str | None
-    ) -> Tensor:
-        """The rows."""
-        ctx.save_for_backward(left, right)
-        ctx.table, ctx.kernel = table, kernel
-        if kernel is not None:
-            rows: Tensor = torch.ops.ase_bayesmlip.channel_forward(
-                left, right, len(table.rows), kernel
-            )
-            return rows
-        x, y = left.unbind(2), right.unbind(2)
-        sums = _Sums()
-        for number, row in enumerate(table.rows):
-            for term in row.terms:
-                sums.add(number, (term.coefficient * x[term.a]) * y[term.b])
-        return sums.stack(len(table.rows), x[0], 2)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        """Derivatives by both factors."""
-        left, right = ctx.saved_tensors
-        if ctx.kernel is not None:
-            slopes = torch.ops.ase_bayesmlip.channel_backward(left, right, grads[0], ctx.kernel)
-            return (*slopes, None, None)
-        x, y, g = left.unbind(2), right.unbind(2), grads[0].unbind(2)
-        to_left, to_right = _Sums(), _Sums()
-        for number, row in enumerate(ctx.table.rows):
-            for term in row.terms:
-                scaled = term.coefficient * g[number]
-                to_left.add(term.a, scaled * y[term.b])
-                to_right.add(term.b, scaled * x[term.a])
-        n_left, n_right = ctx.table.n_left, ctx.table.n_right
-        return to_left.stack(n_left, x[0], 2), to_right.stack(n_right, y[0], 2), None, None
+    if kernel is not None:
+        rows: Tensor = torch.ops.ase_bayesmlip.channel_forward(left, right, len(table.rows), kernel)
+        return rows
+    x, y = left.unbind(2), right.unbind(2)
+    sums = _Sums()
+    for number, row in enumerate(table.rows):
+        for term in row.terms:
+            sums.add(number, (term.coefficient * x[term.a]) * y[term.b])
+    return sums.stack(len(table.rows), x[0], 2)
 
 
-class NeighborCoupling(torch.autograd.Function):
+def channel_slopes(
+    left: Tensor, right: Tensor, grad: Tensor, table: Couplings, kernel: str | None
+) -> tuple[Tensor, Tensor]:
+    """Derivatives of Σ grad · rows by both factors, (gradients, n_atoms, components, channels)."""
+    if kernel is not None:
+        slopes: tuple[Tensor, Tensor] = torch.ops.ase_bayesmlip.channel_backward(
+            left, right, grad, kernel
+        )
+        return slopes
+    x, y = _for_each(left, grad).unbind(2), _for_each(right, grad).unbind(2)
+    g = grad.unbind(2)
+    to_left, to_right = _Sums(), _Sums()
+    for number, row in enumerate(table.rows):
+        for term in row.terms:
+            scaled = term.coefficient * g[number]
+            to_left.add(term.a, scaled * y[term.b])
+            to_right.add(term.b, scaled * x[term.a])
+    return to_left.stack(table.n_left, x[0], 2), to_right.stack(table.n_right, y[0], 2)
+
+
+def neighbor_rows(
+    features: Tensor,
+    edge: Tensor,
+    around: Surroundings,
+    radial: Tensor,
+    table: Couplings,
+    cutoff: float,
+    kernel: str | None,
+) -> Tensor:
     """Rows of Σ_j R(r_ij) ∘ [h_j ⊗ Y(r_ij)], see `Convolution`.
 
     Parameters
     ----------
     features : Tensor, (members, n_atoms, components, channels)
-    vectors, harmonics, distances, slopes, neighbor, n_neighbors
-        See `Surroundings`. One geometry for all members, each of which has a derivative by its own
-        view of the vectors; harmonics, distances and slopes are taken as functions of them.
+    edge : Tensor, (n_atoms, width, n_entries)
+        The harmonics times `Couplings.edge_matrix`.
     radial : Tensor, (members, n_intervals + 2, 3, n_paths · channels)
         Tabulated radial networks.
-    matrix : Tensor, (n_harmonics, n_entries)
-        `Couplings.edge_matrix`.
-    kernel : str or None
-        Name of a compiled kernel; None takes the formula.
+
+    Returns
+    -------
+    Tensor, (members, n_atoms, rows, channels)
     """
+    if kernel is not None:
+        neighbors = around.distances, around.neighbor, around.n_neighbors
+        found: Tensor = torch.ops.ase_bayesmlip.neighbor_forward(
+            features, edge, *neighbors, radial, len(table.rows), kernel
+        )
+        return found
+    weights, _ = _radial_weights(radial, around.distances, cutoff, features.shape[3])
+    entry = _entries(edge, table)
+    sender = features[:, around.neighbor].unbind(3)
+    rows = []
+    for number, row in enumerate(table.rows):
+        sums = _Sums()
+        for a in row.left_components():
+            sums.add(0, entry[number, a] * sender[a])
+        rows.append((sums.values[0] * weights[row.path]).sum(2))
+    return torch.stack(rows, 2)
 
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any,
-        features: Tensor,
-        vectors: Tensor,  # noqa: ARG004 (it is there to have a derivative)
-        harmonics: Tensor,
-        distances: Tensor,
-        slopes: Tensor,
-        neighbor: Tensor,
-        n_neighbors: Tensor,
-        radial: Tensor,
-        matrix: Tensor,
-        table: Couplings,
-        cutoff: float,
-        kernel: str | None,
-    ) -> Tensor:
-        """The rows."""
-        edge = harmonics @ matrix
-        neighbors = edge, distances, neighbor, n_neighbors, radial
-        ctx.save_for_backward(features, *neighbors, harmonics, slopes)
-        ctx.table, ctx.cutoff, ctx.kernel = table, cutoff, kernel
-        if kernel is not None:
-            found: Tensor = torch.ops.ase_bayesmlip.neighbor_forward(
-                features, *neighbors, len(table.rows), kernel
-            )
-            return found
-        weights, _ = _radial_weights(radial, distances, cutoff, features.shape[3])
-        entry = _entries(edge, table)
-        sender = features[:, neighbor].unbind(3)
-        rows = []
-        for number, row in enumerate(table.rows):
-            sums = _Sums()
-            for a in row.left_components():
-                sums.add(0, entry[number, a] * sender[a])
-            rows.append((sums.values[0] * weights[row.path]).sum(2))
-        return torch.stack(rows, 2)
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        """Derivatives by features, where they are not constant, and by vectors."""
-        inputs, by_features = ctx.saved_tensors, ctx.needs_input_grad[0]
-        if ctx.kernel is not None:
-            to_features, to_vectors = torch.ops.ase_bayesmlip.neighbor_backward(
-                *inputs, grads[0], by_features, ctx.kernel
-            )
-        else:
-            features, edge, distances, neighbor, _, radial, _, slopes = inputs
-            to_features, by_harmonics, by_distances = _neighbor_slopes(
-                features, edge, distances, neighbor, radial, grads[0], ctx.table, ctx.cutoff
-            )
-            to_vectors = vector_gradients(by_harmonics, by_distances, slopes)
-        return (to_features if by_features else None, to_vectors, *[None] * 10)
+def neighbor_slopes(
+    features: Tensor,
+    edge: Tensor,
+    around: Surroundings,
+    radial: Tensor,
+    grad: Tensor,
+    table: Couplings,
+    cutoff: float,
+    kernel: str | None,
+    by_features: bool = True,
+) -> tuple[Tensor | None, Tensor]:
+    """Derivatives of Σ grad · rows by features, if asked for, and by the vectors to neighbours.
+
+    Returns
+    -------
+    to_features : Tensor, (gradients, n_atoms, components, channels), or None
+    to_vectors : Tensor, (gradients, n_atoms, width, 3)
+    """
+    if kernel is not None:
+        neighbors = around.distances, around.neighbor, around.n_neighbors
+        geometry = around.harmonics, around.slopes
+        to_features, to_vectors = torch.ops.ase_bayesmlip.neighbor_backward(
+            features, edge, *neighbors, radial, *geometry, grad, by_features, kernel
+        )
+    else:
+        to_features, by_harmonics, by_distances = _neighbor_slopes(
+            _for_each(features, grad),
+            edge,
+            around.distances,
+            around.neighbor,
+            _for_each(radial, grad),
+            grad,
+            table,
+            cutoff,
+        )
+        to_vectors = vector_gradients(by_harmonics, by_distances, around.slopes)
+    return to_features if by_features else None, to_vectors
+
+
+def _for_each(value: Tensor, grad: Tensor) -> Tensor:
+    """The members' values once for every block of gradients."""
+    blocks = grad.shape[0] // value.shape[0]
+    return value if blocks == 1 else value.repeat(blocks, *[1] * (value.dim() - 1))
 
 
 def _neighbor_slopes(

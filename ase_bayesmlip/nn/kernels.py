@@ -58,7 +58,7 @@ static inline Hermite hermite(real r, int64_t intervals) {{
 
 
 def neighbor_kernels(name: str, table: Couplings) -> str:
-    """Forward and backward of `fused.NeighborCoupling`."""
+    """Forward and backward of `fused.NeighborCoupling`; see `native` for several gradients."""
     return _neighbor_forward(name, table) + _neighbor_backward(name, table)
 
 
@@ -135,20 +135,21 @@ def _neighbor_backward(name: str, table: Couplings) -> str:
         sides.append(f"total({' + '.join([f'slope[{axis}] * stretched', *terms])})")
     store = "\n            ".join(f"by_vector[{axis}] = {side};" for axis, side in enumerate(sides))
     arguments = f"""{_GEOMETRY},
-    const real* harmonics, const real* slopes, const real* grad,
+    const real* harmonics, const real* slopes, const real* grad, int64_t n_grads,
     real* to_features, real* to_vectors"""
     names = ", ".join(part.split()[-1].lstrip("*") for part in arguments.split(","))
     return f"""
 template <bool SENT> static void {name}_slopes({arguments}) {{
     #pragma omp parallel for collapse(2) schedule(static)
-    for (int64_t m = 0; m < members; ++m)
+    for (int64_t q = 0; q < n_grads; ++q)
     for (int64_t i = 0; i < n_atoms; ++i) {{
+        const int64_t m = q % members;
         vec sent[{table.n_left} * V] = {{}};
-        const vec* g = (const vec*)(grad + (m * n_atoms + i) * {n_rows} * C);
-        real* by_vectors = to_vectors + (m * n_atoms + i) * width * 3;
+        const vec* g = (const vec*)(grad + (q * n_atoms + i) * {n_rows} * C);
+        real* by_vectors = to_vectors + (q * n_atoms + i) * width * 3;
         std::memset(by_vectors, 0, width * 3 * sizeof(real));
         for (int64_t k = 0; k < count[i]; ++k) {{{_lookup(table)}
-            const vec* gj = (const vec*)(grad + (m * n_atoms + j) * {n_rows} * C);
+            const vec* gj = (const vec*)(grad + (q * n_atoms + j) * {n_rows} * C);
             const real* y = harmonics + place * {table.n_right};
             vec {start};
             for (int64_t c = 0; c < V; ++c) {{
@@ -159,7 +160,7 @@ template <bool SENT> static void {name}_slopes({arguments}) {{
             {store}
         }}
         if constexpr (SENT)
-            std::memcpy(to_features + (m * n_atoms + i) * {table.n_left} * C, sent, sizeof(sent));
+            std::memcpy(to_features + (q * n_atoms + i) * {table.n_left} * C, sent, sizeof(sent));
     }}
 }}
 
@@ -255,11 +256,11 @@ def _channel_backward(name: str, table: Couplings) -> str:
     body = "\n            ".join(lines)
     return f"""
 extern "C" void {name}_backward(const real* left, const real* right, int64_t n,
-    const real* grad, real* to_left, real* to_right) {{
+    const real* grad, int64_t n_grads, real* to_left, real* to_right) {{
     #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < n; ++i) {{
-        const real* __restrict x = left + i * {table.n_left} * C;
-        const real* __restrict y = right + i * {table.n_right} * C;
+    for (int64_t i = 0; i < n_grads; ++i) {{
+        const real* __restrict x = left + i % n * {table.n_left} * C;
+        const real* __restrict y = right + i % n * {table.n_right} * C;
         const real* __restrict g = grad + i * {len(table.rows)} * C;
         real* __restrict to_x = to_left + i * {table.n_left} * C;
         real* __restrict to_y = to_right + i * {table.n_right} * C;

@@ -7,6 +7,7 @@ arranged for kernels and compilers (see `fused`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +21,15 @@ from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.nn.race_plus import RacePlusLayer
 from ase_bayesmlip.nn.stacked_blocks import (
     Features,
+    SavedTensors,
+    Slopes,
     StackedConvolution,
     StackedLinear,
     StackedProduct,
     StackedReadout,
     StackedSkip,
     StackedSpeciesLinear,
+    added,
     stack,
 )
 from ase_bayesmlip.prediction import MemberOutput
@@ -49,13 +53,17 @@ class StackedLayer(nn.Module):
             self.square = StackedProduct([layer.square for layer in layers])  # type: ignore[misc]
             self.cube = StackedProduct([layer.cube for layer in layers])  # type: ignore[misc]
 
-    def forward(self, features: Features, species: Tensor, surroundings: Surroundings) -> Features:
+    def forward(
+        self, features: Features, species: Tensor, around: Surroundings
+    ) -> tuple[Features, list[SavedTensors]]:
         """As the layers' own forward passes, see `race` and `race_plus`."""
-        density = self.convolution(self.up(features), surroundings)
+        density, seen = self.convolution(self.up(features), around)
+        saved = [seen]
         mixed = density
         if self.has_products:
-            square = self.square(density, density)
-            cube = self.cube(square, density)
+            square, factors = self.square(density, density)
+            cube, others = self.cube(square, density)
+            saved += [factors, others]
             place = [self.density.index(irrep) for irrep in self.irreps_out]
             mixed = [
                 torch.cat([density[k], square[k], third], dim=3)
@@ -63,10 +71,49 @@ class StackedLayer(nn.Module):
             ]
         kept = self.skip(features, species)
         out = self.product(mixed, species)
-        return [
+        out = [
             x + kept[irrep] if irrep in kept else x
             for irrep, x in zip(self.irreps_out, out, strict=True)
         ]
+        return out, saved
+
+    def back(
+        self,
+        slopes: Slopes,
+        saved: list[SavedTensors],
+        species: Tensor,
+        around: Surroundings,
+        by_features: bool,
+    ) -> tuple[Slopes, Tensor]:
+        """Slopes by the features, none unless asked for, and by the vectors to neighbours."""
+        by_density = self.product.back(slopes, species)
+        if self.has_products:
+            by_density = self._products_back(by_density, saved)
+        by_up, by_vectors = self.convolution.back(by_density, saved[0], around, by_features)
+        if not by_features:
+            return [], by_vectors
+        return added(self.up.back(by_up), self.skip.back(slopes, species)), by_vectors
+
+    def _products_back(self, by_mixed: Slopes, saved: list[SavedTensors]) -> Slopes:
+        """From slopes by (density, square, cube) side by side to those by the density."""
+        by_density: Slopes = [None] * len(self.density)
+        by_square: Slopes = [None] * len(self.density)
+        by_cube: Slopes = []
+        for irrep, x in zip(self.irreps_out, by_mixed, strict=True):
+            k = self.density.index(irrep)
+            parts = [None] * 3 if x is None else x.chunk(3, dim=3)
+            by_density[k], by_square[k] = parts[:2]
+            by_cube.append(parts[2])
+        of_square, of_density = self.cube.back(by_cube, saved[2])
+        left, right = self.square.back(added(by_square, of_square), saved[1])
+        return added(added(by_density, of_density), added(left, right))
+
+
+class Record(NamedTuple):
+    """What a forward pass of `StackedPotential` leaves for its derivatives."""
+
+    layers: list[list[SavedTensors]]
+    readouts: list[SavedTensors]
 
 
 class StackedHeads(nn.Module):
@@ -103,8 +150,6 @@ class StackedPotential(nn.Module):
         Of one architecture, in float64.
     table_tolerance : float
         See `radial_table.tabulate`.
-    n_heads : int or None
-        Members, the first ones, whose evidential heads are evaluated; None is all.
 
     Attributes
     ----------
@@ -112,17 +157,10 @@ class StackedPotential(nn.Module):
         Largest relative error of the tabulated radial networks.
     """
 
-    def __init__(
-        self,
-        members: Sequence[Potential],
-        table_tolerance: float = 1e-6,
-        n_heads: int | None = None,
-    ) -> None:
+    def __init__(self, members: Sequence[Potential], table_tolerance: float = 1e-6) -> None:
         super().__init__()
         first = members[0]
-        with_head = [
-            m for m in members[:n_heads] if isinstance(m, EvidentialPotential | ComponentPotential)
-        ]
+        with_head = [m for m in members if isinstance(m, EvidentialPotential | ComponentPotential)]
         self.heads = StackedHeads(with_head) if with_head else None
         self.cutoff = first.cutoff
         self.has_energy_noise, self.covariance = first.has_energy_noise, first.covariance
@@ -166,22 +204,23 @@ class StackedPotential(nn.Module):
     def forward(
         self,
         species: Tensor,
-        surroundings: Surroundings,
+        around: Surroundings,
         batch: Tensor,
         n_graphs: int,
-    ) -> tuple[MemberOutput, Tensor]:
+    ) -> tuple[MemberOutput, Tensor, Record]:
         """As `Potential.with_basis`, with the members in the place of its single head.
 
         Parameters
         ----------
         species : Tensor, (n_atoms, n_species), one-hot
-        surroundings : Surroundings
-            With a view of the vectors for every member.
+        around : Surroundings
 
         Returns
         -------
         output : MemberOutput
         basis : Tensor, (members, n_atoms, P), eV
+        record : Record
+            For `gradients`.
         """
         embedding, bias = self.get_buffer("embedding"), species @ self.get_buffer("bias")
         features = [(species @ embedding).unsqueeze(2)]
@@ -189,10 +228,13 @@ class StackedPotential(nn.Module):
         tensors: list[Tensor] = []
         basis: list[Tensor] = []
         kept: list[Features] = []
+        record = Record([], [])
         for layer, readout in zip(self.layers, self.readouts, strict=True):
-            features = layer(features, species, surroundings)
+            features, of_layer = layer(features, species, around)
             kept.append(features)
-            out, tensor, hidden = readout(features)
+            out, tensor, hidden, of_readout = readout(features)
+            record.layers.append(of_layer)
+            record.readouts.append(of_readout)
             basis.append(hidden)
             total = total + out
             tensors += [] if tensor is None else [tensor]
@@ -200,7 +242,7 @@ class StackedPotential(nn.Module):
         energies = scale * (total + bias)[..., 0]
         basis_of_energy = scale.unsqueeze(2) * torch.cat(basis, dim=2)
         if self.heads is not None:
-            return self.heads(energies, kept, species), basis_of_energy
+            return self.heads(energies, kept, species), basis_of_energy, record
         channels = (total / len(self.layers) + bias)[..., 1:]
         variance, covariance = None, None
         if self.has_energy_noise:
@@ -211,7 +253,40 @@ class StackedPotential(nn.Module):
             mean = torch.stack(tensors).mean(dim=0) if tensors else none
             covariance = self._force_covariance(channels, mean)
         output = MemberOutput(energies, variance, covariance)
-        return output, basis_of_energy
+        return output, basis_of_energy, record
+
+    def gradients(
+        self, combinations: Tensor, record: Record, species: Tensor, around: Surroundings
+    ) -> Tensor:
+        """Derivatives of Σ_atoms combination · basis by the vectors to neighbours.
+
+        Parameters
+        ----------
+        combinations : Tensor, (blocks · members, P)
+            Readout weights, or deviations of them: blocks of members, one after the other.
+        record : Record
+            Of the forward pass with the same species and surroundings.
+
+        Returns
+        -------
+        Tensor, (blocks · members, n_atoms, width, 3)
+        """
+        layers: list[StackedLayer] = [*self.layers]  # type: ignore[list-item]
+        readouts: list[StackedReadout] = [*self.readouts]  # type: ignore[list-item]
+        scale = self.get_buffer("scale")
+        scaled = combinations * scale.repeat(combinations.shape[0] // len(scale)).unsqueeze(1)
+        by_basis = scaled.split([readout.n_basis for readout in readouts], dim=1)
+        slopes: Slopes = [None] * len(layers[-1].irreps_out)
+        by_vectors = []
+        for k in reversed(range(len(layers))):
+            own: Slopes = [None] * len(slopes)
+            by_scalars = readouts[k].back(by_basis[k], record.readouts[k])
+            own[readouts[k].scalar] = by_scalars.expand(-1, species.shape[0], -1, -1)
+            slopes, found = layers[k].back(
+                added(slopes, own), record.layers[k], species, around, by_features=k > 0
+            )
+            by_vectors.append(found)
+        return torch.stack(by_vectors).sum(dim=0)
 
     def _energy_variance(self, raw: Tensor, batch: Tensor, n_graphs: int) -> Tensor:
         scale = self.get_buffer("energy_scale").unsqueeze(1)

@@ -6,7 +6,6 @@ table and radial networks in tables. It is traced by `compiler` and never run ea
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +15,7 @@ from ase_bayesmlip.graph import AtomicGraph, DenseEdges
 from ase_bayesmlip.nn.dense_geometry import DenseGeometry, forces_from_edges, virial_from_edges
 from ase_bayesmlip.nn.derivatives import stress_from_strain_gradient
 from ase_bayesmlip.nn.last_layer import LastLayerPotential, all_as_noise
-from ase_bayesmlip.nn.potential import Potential, set_readout_weights
+from ase_bayesmlip.nn.potential import Potential, readout_weights
 from ase_bayesmlip.nn.stacked import StackedPotential
 from ase_bayesmlip.prediction import MemberOutput, Prediction
 from ase_bayesmlip.serving.mixture import Means, OwnSpread, mix
@@ -52,26 +51,24 @@ class MixtureProgram(nn.Module):
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
-        self.n_members, self.n_draws = len(members), 0
-        networks, factors = [], []
-        drawn: list[Potential] = []
-        for member in members:
-            if isinstance(member, LastLayerPotential):
-                networks.append(member.potential)
-                factors.append(member.factor)
-                drawn += _drawn_readouts(member)
-            else:
-                networks.append(member)
-        self.n_draws = len(drawn) // self.n_members
-        tolerance = TABLE_TOLERANCE[dtype]
-        stacked = StackedPotential([*networks, *drawn], tolerance, n_heads=self.n_members)
+        uncertain = [member for member in members if isinstance(member, LastLayerPotential)]
+        networks = [m.potential if isinstance(m, LastLayerPotential) else m for m in members]
+        self.n_members = len(members)
+        self.n_draws = uncertain[0].deviations.shape[1] if uncertain else 0
+        stacked = StackedPotential(networks, TABLE_TOLERANCE[dtype])
         self.table_error = stacked.table_error
         self.stacked = stacked.to(dtype)
         first = networks[0]
         self.geometry = DenseGeometry(first.cutoff, first.angular.l_max).to(dtype)
         self.register_buffer("reference_energies", reference_energies)
         self.variance_scaling = VarianceScaling()
-        self.register_buffer("factor", torch.stack(factors).to(dtype) if factors else None)
+        # (1 + draws, members, P): the last layer's weights, then their drawn deviations.
+        weights = [torch.stack([readout_weights(network) for network in networks]).unsqueeze(0)]
+        if uncertain:
+            weights.append(torch.stack([member.deviations.T for member in uncertain], dim=1))
+            factors = torch.stack([member.factor for member in uncertain])
+            self.register_buffer("factor", factors.to(dtype))
+        self.register_buffer("combinations", torch.cat(weights).detach().to(dtype))
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """`program_inputs` to those fields of a `Prediction` that are known, in order."""
@@ -96,31 +93,27 @@ class MixtureProgram(nn.Module):
         """Everything the posterior knows: stress and members are no extra work here."""
         n_graphs = graph.n_graphs
         geometry: DenseGeometry = self.geometry
-        shared = geometry(graph.positions, graph.cell, graph.batch, edges)
-        # One view of the vectors per network, so that each has its own derivatives.
-        n_networks = self.n_members * (1 + self.n_draws)
-        rounded = shared.vectors.to(shared.distances.dtype)
-        own = rounded.expand(n_networks, *rounded.shape).detach().requires_grad_(True)
+        around = geometry(graph.positions, graph.cell, graph.batch, edges)
         species = self.stacked.get_buffer("one_hot").index_select(0, graph.atomic_numbers)
-        output, basis = self.stacked(species, shared._replace(vectors=own), graph.batch, n_graphs)
-        (gradients,) = torch.autograd.grad(output.atomic_energies.sum(), own)
-        virial = virial_from_edges(gradients, shared.vectors, graph.batch, n_graphs)
+        output, basis, record = self.stacked(species, around, graph.batch, n_graphs)
+        # Drawn energies are other combinations of the same basis and share the forward pass.
+        combinations = self.get_buffer("combinations").flatten(0, 1)
+        gradients = self.stacked.gradients(combinations, record, species, around)
+        virial = virial_from_edges(gradients, around.vectors, graph.batch, n_graphs)
         stresses = stress_from_strain_gradient(
-            virial.flatten(0, 1), graph.cell.repeat(n_networks, 1, 1)
-        ).view(n_networks, n_graphs, 3, 3)
-        energies = output.atomic_energies.detach().to(torch.float64)
+            virial.flatten(0, 1), graph.cell.repeat(len(gradients), 1, 1)
+        ).view(-1, n_graphs, 3, 3)
         forces = forces_from_edges(gradients, edges).to(torch.float64)
-        n = self.n_members
         energy_noise, force_noise = output.atomic_energies_var, output.forces_cov
         spread = _of_laws(output)
+        n = self.n_members
         if self.n_draws > 0:
             energy_noise, force_noise = all_as_noise(output)
-            drawn = energies[n:], forces[n:], stresses[n:]
-            spread = self._own_spread(output.directions, *drawn, basis[:n])
+            spread = self._own_spread(output.directions, basis, forces[n:], stresses[n:])
         prediction = mix(
             graph,
             self.reference_energies,
-            Means(energies[:n], forces[:n], stresses[:n]),
+            Means(output.atomic_energies.to(torch.float64), forces[:n], stresses[:n]),
             spread,
             self._mean(energy_noise),
             self._mean(force_noise),
@@ -129,25 +122,21 @@ class MixtureProgram(nn.Module):
         return self.variance_scaling(graph.atomic_numbers, prediction)
 
     def _mean(self, noise: Tensor | None) -> Tensor | None:
-        """Average over the members; drawn readouts repeat their noise."""
-        if noise is None:
-            return None
-        return noise[: self.n_members].detach().to(torch.float64).mean(dim=0)
+        """Average over the members."""
+        return None if noise is None else noise.to(torch.float64).mean(dim=0)
 
     def _own_spread(
-        self,
-        coherent: Tensor | None,
-        energies: Tensor,
-        forces: Tensor,
-        stresses: Tensor,
-        basis: Tensor,
+        self, coherent: Tensor | None, basis: Tensor, forces: Tensor, stresses: Tensor
     ) -> OwnSpread:
-        """What the drawn readouts say, (members · draws, ...), and the closed form."""
-        directions = torch.bmm(basis.detach(), self.get_buffer("factor")).transpose(1, 2)
+        """The closed form, and what the draws say, (draws · members, ...)."""
+        directions = torch.bmm(basis, self.get_buffer("factor")).transpose(1, 2)
         if coherent is not None:
             directions = torch.cat([directions, coherent.unsqueeze(1)], dim=1)
-        energies, forces, stresses = (
-            x.view(self.n_members, self.n_draws, *x.shape[1:]) for x in (energies, forces, stresses)
+        drawn = self.get_buffer("combinations")[1:].permute(1, 2, 0)
+        energies = torch.bmm(basis, drawn).transpose(1, 2)
+        forces, stresses = (
+            x.view(self.n_draws, self.n_members, *x.shape[1:]).transpose(0, 1)
+            for x in (forces, stresses)
         )
         return OwnSpread(
             directions=directions.to(torch.float64),
@@ -155,7 +144,7 @@ class MixtureProgram(nn.Module):
             forces_cov=None,
             forces_trace=None,
             forces_dof=None,
-            draw_energies=energies,
+            draw_energies=energies.to(torch.float64),
             draw_forces=forces,
             draw_stresses=stresses,
         )
@@ -180,18 +169,3 @@ def _of_laws(output: MemberOutput) -> OwnSpread | None:
 
 def _wide(field: Tensor | None) -> Tensor | None:
     return None if field is None else field.to(torch.float64)
-
-
-def _drawn_readouts(member: LastLayerPotential) -> list[Potential]:
-    """One potential for each draw, whose energy is the deviation: readouts are linear.
-
-    The network below is the same, but a compiled program that evaluates copies of it side by side
-    takes less time than derivatives one after another.
-    """
-    potentials = []
-    for deviation in member.deviations.unbind(1):
-        potential = copy.deepcopy(member.potential)
-        set_readout_weights(potential, deviation)
-        potential.bias.data[:, 0] = 0.0
-        potentials.append(potential)
-    return potentials
