@@ -17,7 +17,7 @@ from ase_bayesmlip.nn.dense_geometry import Surroundings
 from ase_bayesmlip.nn.evidential_potential import ComponentPotential, EvidentialPotential
 from ase_bayesmlip.nn.heads import energy_variance, force_covariance
 from ase_bayesmlip.nn.kernels import channel_kernels, neighbor_kernels, prelude
-from ase_bayesmlip.nn.potential import Potential
+from ase_bayesmlip.nn.potential import Potential, readout_weights
 from ase_bayesmlip.nn.race_plus import RacePlusLayer
 from ase_bayesmlip.nn.stacked_blocks import (
     Features,
@@ -155,6 +155,8 @@ class StackedPotential(nn.Module):
     ----------
     table_error : float
         Largest relative error of the tabulated radial networks.
+    readout_weights : Tensor, (members, P)
+        Their combination of the basis is the energy, but for its bias.
     """
 
     def __init__(self, members: Sequence[Potential], table_tolerance: float = 1e-6) -> None:
@@ -173,6 +175,7 @@ class StackedPotential(nn.Module):
             for k, layer in enumerate(self.layers)
         )
         self.table_error = max(c.error for c in self.modules() if isinstance(c, StackedConvolution))
+        self.register_buffer("readout_weights", stack([readout_weights(m) for m in members]))
         self.register_buffer("embedding", stack([m.embedding for m in members]))
         self.register_buffer("bias", stack([m.bias for m in members]))
         self.register_buffer("scale", stack([m.scale for m in members]))

@@ -145,6 +145,8 @@ class StackedPaths(nn.Module):
         networks, n_atoms = like.shape[:2]
         rows = []
         for (dim, n_paths), weight, x in zip(self.blocks, self.weights, slopes, strict=True):
+            if n_paths == 0:  # nothing couples to this irrep
+                continue
             shape = (networks, n_atoms, dim * n_paths, weight.shape[1] // n_paths)
             rows.append(like.new_zeros(shape) if x is None else _mix_back(x, weight).view(shape))
         return torch.cat(rows, dim=2)

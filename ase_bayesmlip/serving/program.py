@@ -15,7 +15,7 @@ from ase_bayesmlip.graph import AtomicGraph, DenseEdges
 from ase_bayesmlip.nn.dense_geometry import DenseGeometry, forces_from_edges, virial_from_edges
 from ase_bayesmlip.nn.derivatives import stress_from_strain_gradient
 from ase_bayesmlip.nn.last_layer import LastLayerPotential, all_as_noise
-from ase_bayesmlip.nn.potential import Potential, readout_weights
+from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.nn.stacked import StackedPotential
 from ase_bayesmlip.prediction import MemberOutput, Prediction
 from ase_bayesmlip.serving.mixture import Means, OwnSpread, mix
@@ -63,12 +63,12 @@ class MixtureProgram(nn.Module):
         self.register_buffer("reference_energies", reference_energies)
         self.variance_scaling = VarianceScaling()
         # (1 + draws, members, P): the last layer's weights, then their drawn deviations.
-        weights = [torch.stack([readout_weights(network) for network in networks]).unsqueeze(0)]
+        weights = [stacked.get_buffer("readout_weights").unsqueeze(0)]
         if uncertain:
             weights.append(torch.stack([member.deviations.T for member in uncertain], dim=1))
             factors = torch.stack([member.factor for member in uncertain])
             self.register_buffer("factor", factors.to(dtype))
-        self.register_buffer("combinations", torch.cat(weights).detach().to(dtype))
+        self.register_buffer("combinations", torch.cat(weights).to(dtype))
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """`program_inputs` to those fields of a `Prediction` that are known, in order."""

@@ -24,7 +24,12 @@ from ase_bayesmlip.nn.angular import (
 )
 from ase_bayesmlip.nn.couplings import Couplings, couplings
 from ase_bayesmlip.nn.dense_geometry import Surroundings
-from ase_bayesmlip.nn.fused import ChannelCoupling, NeighborCoupling
+from ase_bayesmlip.nn.fused import (
+    channel_rows,
+    channel_slopes,
+    neighbor_slopes,
+)
+from ase_bayesmlip.nn.fused import neighbor_rows as rows_of_neighbors
 from ase_bayesmlip.nn.kernels import channel_kernels, neighbor_kernels, prelude
 from ase_bayesmlip.nn.radial import DenseNetwork, RadialBasis
 from ase_bayesmlip.nn.radial_table import interpolate, tabulate
@@ -82,7 +87,7 @@ def make_graph(atoms=None, cutoff=CUTOFF):
 
 @dataclasses.dataclass
 class Inputs:
-    """Arguments of `NeighborCoupling` that are not couplings."""
+    """Arguments of `neighbor_rows` that are not couplings."""
 
     features: torch.Tensor
     around: Surroundings
@@ -182,18 +187,39 @@ def kernel(request, library):
     return lambda name, *arguments: f"{library(*arguments)}:{name}"
 
 
+class NeighborRows(torch.autograd.Function):
+    """`neighbor_rows` with `neighbor_slopes` as its derivative, by features and vectors."""
+
+    @staticmethod
+    def forward(ctx, features, vectors, around, radial, *last):
+        edge = around.harmonics @ last[0].edge_matrix().to(radial.dtype)
+        ctx.given = features, edge, around, radial
+        ctx.last = last
+        return rows_of_neighbors(*ctx.given, *last)
+
+    @staticmethod
+    def backward(ctx, grad):
+        by_features = ctx.needs_input_grad[0]
+        found = neighbor_slopes(*ctx.given, grad, *ctx.last, by_features=by_features)
+        return (*found, *[None] * 5)
+
+
+class ChannelRows(torch.autograd.Function):
+    """`channel_rows` with `channel_slopes` as its derivative."""
+
+    @staticmethod
+    def forward(ctx, left, right, table, kernel):
+        ctx.given, ctx.last = (left, right), (table, kernel)
+        return channel_rows(left, right, table, kernel)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return (*channel_slopes(*ctx.given, grad, *ctx.last), None, None)
+
+
 def neighbor_rows(case, inputs, leaves, kernel):
-    table = couplings_of(case)
-    features, vectors = leaves
-    return NeighborCoupling.apply(
-        features,
-        *inputs.around._replace(vectors=vectors),
-        inputs.radial,
-        table.edge_matrix().to(inputs.radial.dtype),
-        table,
-        CUTOFF,
-        kernel,
-    )
+    last = couplings_of(case), CUTOFF, kernel
+    return NeighborRows.apply(*leaves, inputs.around, inputs.radial, *last)
 
 
 def ordered(case, by_path):
@@ -277,6 +303,37 @@ def test_slopes_by_features_are_left_out_where_those_are_constant(case, kernel):
     rows = neighbor_rows(case, inputs, [features.detach(), vectors], name)
     (alone,) = slopes_of(rows, [vectors])
     assert torch.equal(alone, both[1])
+
+
+@pytest.mark.parametrize("by_features", [True, False])
+@pytest.mark.parametrize("case", ["natural", "parities"])
+def test_several_gradients_of_a_member_are_found_one_after_the_other(case, kernel, by_features):
+    inputs, table = make_inputs(case), couplings_of(case)
+    edge = inputs.around.harmonics @ table.edge_matrix()
+    given = inputs.features, edge, inputs.around, inputs.radial
+    last = table, CUTOFF, kernel("neighbor", case), by_features
+    n_atoms = inputs.features.shape[1]
+    blocks = [randn(MEMBERS, n_atoms, len(table.rows), CHANNELS, seed=k) for k in range(3)]
+    together = neighbor_slopes(*given, torch.cat(blocks), *last)
+    alone = [neighbor_slopes(*given, block, *last) for block in blocks]
+    for whole, parts in zip(together, zip(*alone, strict=True), strict=True):
+        if whole is None:
+            assert not by_features
+            assert parts == (None,) * 3
+        else:
+            torch.testing.assert_close(whole, torch.cat(parts), rtol=0.0, atol=1e-14)
+
+
+@pytest.mark.parametrize("case", ["natural", "parities"])
+def test_several_gradients_of_a_product(case, kernel):
+    table, factors = couplings_of(case), [x.detach() for x in channel_factors(case)]
+    shape = (MEMBERS, factors[0].shape[1], len(table.rows), CHANNELS)
+    blocks = [randn(*shape, seed=k) for k in range(3)]
+    last = table, kernel("channel", case)
+    together = channel_slopes(*factors, torch.cat(blocks), *last)
+    alone = [channel_slopes(*factors, block, *last) for block in blocks]
+    for whole, parts in zip(together, zip(*alone, strict=True), strict=True):
+        torch.testing.assert_close(whole, torch.cat(parts), rtol=0.0, atol=1e-14)
 
 
 @pytest.mark.parametrize("case", ["natural", "parities"])
@@ -431,7 +488,7 @@ def test_channel_rows_are_the_clebsch_gordan_sums(case, kernel):
             for path in paths_of(case)
         ],
     )
-    found = ChannelCoupling.apply(x, y, couplings_of(case), kernel("channel", case))
+    found = ChannelRows.apply(x, y, couplings_of(case), kernel("channel", case))
     assert_near(found, expected, 1e-13)
     for one, other in zip(slopes_of(found, (x, y)), slopes_of(expected, (x, y)), strict=True):
         assert_near(one, other, 1e-13)
@@ -442,13 +499,13 @@ def test_gradcheck_of_channel_products(case, kernel):
     table = couplings_of(case)
     factors = channel_factors(case, n_atoms=2)
     name = kernel("channel", case)
-    gradcheck(lambda x, y: ChannelCoupling.apply(x, y, table, name), *factors)
+    gradcheck(lambda x, y: ChannelRows.apply(x, y, table, name), *factors)
 
 
 def test_components_that_no_row_reads_have_no_slope(kernel):
     table = couplings_of("unread")
     factors = channel_factors("unread")
-    rows = ChannelCoupling.apply(*factors, table, kernel("channel", "unread"))
+    rows = ChannelRows.apply(*factors, table, kernel("channel", "unread"))
     terms = [term for row in table.rows for term in row.terms]
     read = [sorted({term.a for term in terms}), sorted({term.b for term in terms})]
     assert [len(each) for each in read] == [4, 4]
@@ -478,8 +535,8 @@ def test_kernels_are_the_formula(library, dtype, tolerance, channels):
     x, y = channel_factors(case, channels=channels, dtype=dtype)
     exact_factors = [factor.detach().double().requires_grad_(True) for factor in (x, y)]
     table = couplings_of(case)
-    product = ChannelCoupling.apply(x, y, table, f"{digest}:channel")
-    expected_product = ChannelCoupling.apply(*exact_factors, table, None)
+    product = ChannelRows.apply(x, y, table, f"{digest}:channel")
+    expected_product = ChannelRows.apply(*exact_factors, table, None)
     assert found.dtype == product.dtype == dtype
     assert_near(found, expected, tolerance)
     assert_near(product, expected_product, tolerance)
@@ -528,7 +585,7 @@ def kernel_results(library, inputs, n_atoms=40):
     digest = library("natural", torch.float64, channels)
     leaves, factors = inputs.leaves(), channel_factors("natural", n_atoms, channels)
     rows = neighbor_rows("natural", inputs, leaves, f"{digest}:neighbor")
-    product = ChannelCoupling.apply(*factors, couplings_of("natural"), f"{digest}:channel")
+    product = ChannelRows.apply(*factors, couplings_of("natural"), f"{digest}:channel")
     return [rows, *slopes_of(rows, leaves), product, *slopes_of(product, factors)]
 
 

@@ -152,12 +152,9 @@ def stacked_outputs(stacked, graph):
     n_harmonics = stacked.layers[0].convolution.table.n_right
     geometry = DenseGeometry(stacked.cutoff, math.isqrt(n_harmonics) - 1).to(stacked.one_hot.dtype)
     around = geometry(graph.positions, graph.cell, graph.batch, edges)
-    n_members = len(stacked.get_buffer("scale"))
-    vectors = around.vectors.to(around.distances.dtype)
-    own = vectors.expand(n_members, *vectors.shape).detach().requires_grad_(True)
     species = stacked.one_hot[graph.atomic_numbers]
-    output, basis = stacked(species, around._replace(vectors=own), graph.batch, graph.n_graphs)
-    (gradients,) = torch.autograd.grad(output.atomic_energies.sum(), own)
+    output, basis, record = stacked(species, around, graph.batch, graph.n_graphs)
+    gradients = stacked.gradients(stacked.readout_weights, record, species, around)
     virial = virial_from_edges(gradients, around.vectors, graph.batch, graph.n_graphs)
     return {
         "atomic_energies": output.atomic_energies.detach(),
