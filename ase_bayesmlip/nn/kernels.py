@@ -58,12 +58,12 @@ static inline Hermite hermite(real r, int64_t intervals) {{
 
 
 def neighbor_kernels(name: str, table: Couplings) -> str:
-    """Forward and backward of `fused.NeighborCoupling`; see `native` for several gradients."""
+    """Forward and backward of `fused.neighbor_rows`; see `native` for several gradients."""
     return _neighbor_forward(name, table) + _neighbor_backward(name, table)
 
 
 def channel_kernels(name: str, table: Couplings) -> str:
-    """Forward and backward of `fused.ChannelCoupling`."""
+    """Forward and backward of `fused.channel_rows`."""
     return _channel_forward(name, table) + _channel_backward(name, table)
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from ase import Atoms
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from ase_bayesmlip.card import ModelCard, read_card
 from ase_bayesmlip.config import LossConfig, ModelConfig
@@ -181,17 +180,15 @@ def build_kernels(source: str, folder: Path) -> tuple[Path, str]:
 def _compile(
     program: MixtureProgram, card: ModelCard, device: torch.device, folder: Path
 ) -> tuple[Path, list[str]]:
-    """Trace with symbolic sizes, export and compile; returns the package and its fields."""
+    """Export with dynamic sizes and compile; returns the package and its fields."""
     inputs = program_inputs(_example_graph(card), device)
     known = program.prediction(*inputs)._asdict()
-    # torch.export alone does not trace the derivatives inside.
-    traced = make_fx(program, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*inputs)
     n_atoms = torch.export.Dim("n_atoms", min=2)
     width = torch.export.Dim("width", min=2)
     n_graphs = torch.export.Dim("n_graphs", min=1)
     table = {0: n_atoms, 1: width}
     shapes = ({0: n_atoms}, {0: n_atoms}, {0: n_graphs}, {0: n_atoms}, table, table, {0: n_atoms})
-    exported = torch.export.export(traced, inputs, dynamic_shapes=shapes, strict=False)
+    exported = torch.export.export(program, inputs, dynamic_shapes=(shapes,), strict=False)
     package = folder / "program.pt2"
     torch._inductor.aoti_compile_and_package(
         exported, package_path=str(package), inductor_configs=OPTIONS

@@ -14,20 +14,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from ase_bayesmlip.plots.style import BLUE, GREY, STYLE, VERMILLION
+from ase_bayesmlip.plots.style import BLUE, GREEN, GREY, ORANGE, STYLE, VERMILLION
 
 TITLES = {
     "3bpa": "3BPA, 27 atoms",
     "water_192": "water, 192 atoms",
     "water_1536": "water, 1,536 atoms",
 }
-# Model and backend: label, colour, marker.
+# Model, backend and posterior: label, colour, marker.
 SERIES = {
-    ("ase_bayesmlip", "aoti"): ("this package, compiled", BLUE, "o"),
-    ("ase_bayesmlip", "torchscript"): ("this package, TorchScript", GREY, "s"),
-    ("MACE", "plain"): ("MACE", VERMILLION, "D"),
-    ("MACE", "compile"): ("MACE, torch.compile", VERMILLION, "^"),
-    ("MACE", "cueq"): ("MACE, cuEquivariance", VERMILLION, "v"),
+    ("ase_bayesmlip", "aoti", "ensemble"): ("this package, compiled", BLUE, "o"),
+    ("ase_bayesmlip", "aoti", "laplace"): ("… last-layer Laplace", GREEN, "P"),
+    ("ase_bayesmlip", "aoti", "evidential"): ("… e²IP", ORANGE, "X"),
+    ("ase_bayesmlip", "torchscript", "ensemble"): ("this package, TorchScript", GREY, "s"),
+    ("MACE", "plain", ""): ("MACE", VERMILLION, "D"),
+    ("MACE", "compile", ""): ("MACE, torch.compile", VERMILLION, "^"),
+    ("MACE", "cueq", ""): ("MACE, cuEquivariance", VERMILLION, "v"),
 }
 
 
@@ -45,18 +47,18 @@ def read_lines(path: Path, device: str) -> list[dict[str, Any]]:
 
 def draw_system(ax: Axes, lines: list[dict[str, Any]], title: str) -> None:
     """Time against members, on logarithmic axes; bars from quartile to quartile."""
-    for (model, backend), (label, colour, marker) in SERIES.items():
+    for series, (label, colour, marker) in SERIES.items():
         found = sorted(
             (line["members"], line["median_ms"], *line["quartiles_ms"])
             for line in lines
-            if (line["model"], line["backend"]) == (model, backend)
+            if (line["model"], line["backend"], line.get("posterior", "")) == series
         )
         if not found:
             continue
         members, medians, low, high = zip(*found, strict=True)
         ax.plot(members, medians, color=colour, marker=marker, ms=4.5, lw=1.2, label=label)
         ax.vlines(members, low, high, color=colour, lw=1.2)
-        if (model, backend) == ("MACE", "plain"):
+        if series == ("MACE", "plain", ""):
             ax.axhline(medians[0], color=colour, lw=0.8, ls=":")
             ax.annotate(
                 "one MACE model",

@@ -31,6 +31,13 @@ from walk import Walk
 
 from ase_bayesmlip import BayesianCalculator
 
+# What is served: drawn readouts and loss of the file, and what it is called. An ensemble stands for
+# SWAG, IVON and Laplace of all weights too, whose samples are networks as its members are.
+POSTERIORS = {
+    "ensemble": (0, "nll_jef", ""),
+    "laplace": (8, "nll_jef", ", last-layer Laplace with 8 draws"),
+    "evidential": (0, "evidential", ", e²IP"),
+}
 MACE_OPTIONS = {"plain": "", "compile": ", torch.compile", "cueq": ", cuEquivariance"}
 # Cases that take many seconds a step at this size.
 LARGE = 1000
@@ -79,11 +86,19 @@ class MaceWorker:
 
 
 def our_case(
-    frames: str, atoms: Atoms, n_members: int, backend: str, arguments: argparse.Namespace
+    frames: str,
+    atoms: Atoms,
+    n_members: int,
+    posterior: str,
+    backend: str,
+    arguments: argparse.Namespace,
 ) -> Case:
     """Our calculator with that many members."""
     target = (arguments.device, arguments.dtype)
-    path = served_file(frames, n_members, target if backend == "aoti" else None)
+    n_draws, loss, name = POSTERIORS[posterior]
+    path = served_file(
+        frames, n_members, target if backend == "aoti" else None, n_draws=n_draws, loss=loss
+    )
     calculator = BayesianCalculator(
         path, device=arguments.device, dtype=arguments.dtype, backend=backend
     )
@@ -96,6 +111,7 @@ def our_case(
     about = {
         "model": "ase_bayesmlip",
         "members": n_members,
+        "posterior": posterior,
         "backend": backend,
         "n_parameters": calculator.card.n_parameters,
         "results": sorted(calculator.results),
@@ -103,7 +119,7 @@ def our_case(
     if backend == "aoti":
         about["compile_s"] = compiled_record(path, *target)["seconds"]
     plural = "" if n_members == 1 else "s"
-    return Case(f"ours, {n_members} member{plural}, {backend}", about, walk.turn)
+    return Case(f"ours, {n_members} member{plural}{name}, {backend}", about, walk.turn)
 
 
 def mace_case(
@@ -144,9 +160,11 @@ def all_cases(
         if not large:
             cases.append(mace_case(worker, atoms, 8, "plain", arguments))
     for backend in arguments.backends:
-        for n_members in arguments.members:
+        asked = [(n_members, "ensemble") for n_members in arguments.members]
+        asked += [(1, posterior) for posterior in arguments.posteriors]
+        for n_members, posterior in asked:
             if not (large and backend == "torchscript" and n_members > 8):
-                cases.append(our_case(frames, atoms, n_members, backend, arguments))
+                cases.append(our_case(frames, atoms, n_members, posterior, backend, arguments))
     return cases
 
 
@@ -198,6 +216,12 @@ def arguments_of_command() -> argparse.Namespace:
     )
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--members", type=int, nargs="+", default=[1, 4, 8, 16])
+    parser.add_argument(
+        "--posteriors",
+        nargs="*",
+        choices=["laplace", "evidential"],
+        default=["laplace", "evidential"],
+    )
     parser.add_argument("--backends", nargs="+", default=["torchscript", "aoti"])
     parser.add_argument("--mace-python", help="interpreter of MACE's environment")
     parser.add_argument(
