@@ -60,8 +60,8 @@ class BayesianCalculator(Calculator):
         Leave out of `results` what takes work of its own until it is asked for by name: the
         covariances of forces and stress of a last-layer Laplace posterior, the matrices of an
         evidential one. Variances of energies, and of an evidential posterior
-        ``forces_std_epistemic``, stay. Other posteriors, and compiled programs, compute everything
-        at once.
+        ``forces_std_epistemic``, stay. Other posteriors, and evidential ones when compiled, compute
+        everything at once.
 
     Attributes
     ----------
@@ -72,6 +72,9 @@ class BayesianCalculator(Calculator):
 
     Notes
     -----
+    On the CPU the process keeps the memory of one step for the next, unless glibc's own variables
+    say otherwise (`allocator.keep_freed_memory`).
+
     Results are float64 arrays of their own, in eV and Å; the README has the table of keys, shapes
     and units. `export_properties` passes on the names that ASE knows, so trajectories, databases
     and drivers that ask for "all properties" keep working.
@@ -136,10 +139,9 @@ class BayesianCalculator(Calculator):
         self.results = {}  # a structure that is refused must not keep the numbers of the last one
         graph = self._checked_graph(self.atoms, self._neighbors)
         stress = has_lattice(self.atoms)
-        costs = self.card.lazy and self.model.backend == "torchscript"
         # Evidential networks know the trace without the matrices, others do not.
         needed = MATRICES if self.card.evidential else MATRICES | {"forces_std_epistemic"}
-        left_out = self.lazy and costs and needed.isdisjoint(properties)
+        left_out = self.lazy and self.model.lazy and needed.isdisjoint(properties)
         prediction = self.model.predict(
             [graph],
             stress=stress,

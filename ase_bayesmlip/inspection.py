@@ -87,9 +87,10 @@ def _cost(card: ModelCard) -> str:
             values = (
                 f"{times['draws_energy'] / one:.2f} without and {times['draws'] / one:.1f} with"
             )
-            values += (
-                f" covariances of forces (compiled {times['draws_compiled'] / one_compiled:.1f})"
-            )
+            compiled = [
+                times[f"{key}_compiled"] / one_compiled for key in ("draws_energy", "draws")
+            ]
+            values += " covariances of forces (compiled {:.2f} and {:.1f})".format(*compiled)
         elif card.evidential and card.n_members == 1:
             values = f"{times['evidential'] / times['bare']:.2f}"
         elif card.n_members > 1:

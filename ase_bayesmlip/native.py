@@ -3,8 +3,8 @@
 Operators are what `torch.export` and AOTInductor can call without looking inside. Each takes the
 name of a kernel, "digest:name", of a library that was loaded before.
 
-A backward operator takes one gradient of every member, or several: blocks of members, one after
-the other.
+A backward operator takes one gradient of every member, or several: gradient q is one of member
+q % members.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+# Raised when an operator or the arguments of a kernel change: compiled programs know it.
+INTERFACE = 2
 
 _LIBRARIES: dict[str, ctypes.CDLL] = {}
 

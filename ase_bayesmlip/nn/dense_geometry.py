@@ -23,9 +23,9 @@ class Surroundings(NamedTuple):
     vectors : Tensor, (n_atoms, width, 3), Å, in the precision of the positions
     harmonics : Tensor, (n_atoms, width, (l_max + 1)²)
     distances : Tensor, (n_atoms, width), Å
-    slopes : Tensor, (n_atoms, width, (l_max + 1)², 3), 1/Å
-        Derivatives of the harmonics by the vectors; in the place of that of Y_00, a constant,
-        stands that of the distance.
+    slopes : Tensor, (n_atoms, width, (l_max + 1)², 3)
+        Derivatives of the harmonics by the vectors, 1/Å. Y_00 is a constant: row 0 is the
+        derivative of the distance, the unit vector.
     neighbor : Tensor of int64, (n_atoms, width)
     n_neighbors : Tensor of int64, (n_atoms,)
         Places beyond it have a distance of at least the cutoff.

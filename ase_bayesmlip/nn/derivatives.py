@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ase_bayesmlip.graph import AtomicGraph, strained
+from ase_bayesmlip.prediction import MemberOutput
 
 
 def with_derivative_inputs(graph: AtomicGraph, stress: bool) -> tuple[AtomicGraph, Tensor, Tensor]:
@@ -67,3 +68,29 @@ def sum_by_graph(values: Tensor, batch: Tensor, n_graphs: int) -> Tensor:
     shape[-1] = n_graphs
     zeros = torch.zeros(shape, dtype=torch.float64, device=values.device)
     return zeros.index_add(-1, batch, values.to(torch.float64))
+
+
+def without_graph(output: MemberOutput) -> MemberOutput:
+    """A copy outside the autograd graph, which then keeps nothing of it alive."""
+    return MemberOutput(
+        _unattached(output.atomic_energies),
+        _copied(output.atomic_energies_var),
+        _copied(output.forces_cov),
+        _copied(output.directions),
+        _copied(output.draws),
+        _copied(output.atomic_energies_var_epistemic),
+        _copied(output.forces_cov_epistemic),
+        _copied(output.forces_trace_epistemic),
+        _copied(output.forces_dof),
+    )
+
+
+def _copied(value: Tensor | None) -> Tensor | None:
+    return None if value is None else _unattached(value)
+
+
+def _unattached(value: Tensor) -> Tensor:
+    """Freezing a program drops detach(), but not this."""
+    with torch.no_grad():
+        copied = value.clone()
+    return copied

@@ -4,7 +4,7 @@ Neighbours are a dense table, (n_atoms, width), so that a sum over neighbours ne
 neighbour list is symmetric, and the reverse of an edge has the same distance and (-1)^l times the
 harmonics, so that what an atom sends is gathered like what it receives. Derivatives are written
 out for the same reason. Features carry a leading axis of members. Gradients have one entry for each
-member, or several: blocks of members, one after the other.
+member, or several: gradient q is one of member q % members.
 
 On the CPU the products run in kernels of their own (`kernels`). The formulas in torch below define
 what those compute; they are slow eagerly and serve tests, and compilers for other devices. A

@@ -27,7 +27,8 @@ constexpr int64_t REGISTER = 32;
 #else
 constexpr int64_t REGISTER = 16;
 #endif
-// L channels at a time: the largest power of two that divides them and fits into a register.
+// L channels at a time: the largest power of two that divides them and fits into a register. Odd
+// numbers of channels are slow.
 constexpr int64_t L = std::min(C & -C, REGISTER / int64_t(sizeof(real))), V = C / L;
 typedef real vec __attribute__((vector_size(L * sizeof(real)), aligned(sizeof(real)), may_alias));
 
@@ -109,7 +110,7 @@ extern "C" void {name}_forward({_GEOMETRY}, real* rows) {{
     #pragma omp parallel for collapse(2) schedule(static)
     for (int64_t m = 0; m < members; ++m)
     for (int64_t i = 0; i < n_atoms; ++i) {{
-        vec sum[{n_rows} * V] = {{}};
+        alignas(64) vec sum[{n_rows} * V] = {{}};
         for (int64_t k = 0; k < count[i]; ++k) {{{_lookup(table)}
             for (int64_t c = 0; c < V; ++c) {{
                 {body}
@@ -122,7 +123,11 @@ extern "C" void {name}_forward({_GEOMETRY}, real* rows) {{
 
 
 def _neighbor_backward(name: str, table: Couplings) -> str:
-    """Derivatives by vectors, and by features where SENT: the first layer's are constant."""
+    """Derivatives by vectors, and by features where SENT: the first layer's are constant.
+
+    Gradient q belongs to member q % members. A null `to_features` asks for none by features: it is
+    what `native` passes for an empty tensor.
+    """
     n_rows, turned = len(table.rows), _turned(table)
     lines = [f"const vec s{a} = s[{a} * V + c];" for a in range(table.n_left)]
     for path in range(table.n_paths):
@@ -144,7 +149,7 @@ template <bool SENT> static void {name}_slopes({arguments}) {{
     for (int64_t q = 0; q < n_grads; ++q)
     for (int64_t i = 0; i < n_atoms; ++i) {{
         const int64_t m = q % members;
-        vec sent[{table.n_left} * V] = {{}};
+        alignas(64) vec sent[{table.n_left} * V] = {{}};
         const vec* g = (const vec*)(grad + (q * n_atoms + i) * {n_rows} * C);
         real* by_vectors = to_vectors + (q * n_atoms + i) * width * 3;
         std::memset(by_vectors, 0, width * 3 * sizeof(real));

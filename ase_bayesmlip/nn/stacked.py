@@ -117,7 +117,7 @@ class Record(NamedTuple):
 
 
 class StackedHeads(nn.Module):
-    """Heads of evidential potentials, each by itself on copies of its features: they are small."""
+    """Heads of evidential potentials, each by itself: they are small."""
 
     def __init__(self, members: Sequence[EvidentialPotential | ComponentPotential]) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class StackedHeads(nn.Module):
     def forward(self, energies: Tensor, features: list[Features], species: Tensor) -> MemberOutput:
         """Energies of all members (members, n_atoms) beside the laws of those with a head here."""
         force_scale, energy_scale = self.get_buffer("force_scale"), self.get_buffer("energy_scale")
-        joined = [torch.cat(layer, dim=2).detach() for layer in features]
+        joined = [torch.cat(layer, dim=2) for layer in features]
         outputs = []
         for k, head in enumerate(self.heads):
             law = head([x[k] for x in joined], species, force_scale[k], energy_scale[k])
@@ -266,7 +266,7 @@ class StackedPotential(nn.Module):
         Parameters
         ----------
         combinations : Tensor, (blocks · members, P)
-            Readout weights, or deviations of them: blocks of members, one after the other.
+            Readout weights, or deviations of them; the q-th is one of member q % members.
         record : Record
             Of the forward pass with the same species and surroundings.
 
@@ -283,8 +283,7 @@ class StackedPotential(nn.Module):
         by_vectors = []
         for k in reversed(range(len(layers))):
             own: Slopes = [None] * len(slopes)
-            by_scalars = readouts[k].back(by_basis[k], record.readouts[k])
-            own[readouts[k].scalar] = by_scalars.expand(-1, species.shape[0], -1, -1)
+            own[readouts[k].scalar] = readouts[k].back(by_basis[k], record.readouts[k])
             slopes, found = layers[k].back(
                 added(slopes, own), record.layers[k], species, around, by_features=k > 0
             )

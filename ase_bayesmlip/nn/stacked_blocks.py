@@ -5,7 +5,7 @@ leading axis of members, so that channel mixing is one batched matrix product fo
 
 Every block has its derivative written out in `back`: from the slopes of a sum by its output to
 those by its input. One forward pass then serves several such sums, as drawn readouts need them:
-slopes are blocks of members, one after the other, and None where they are zero.
+slopes q are of member q % members, and None where they are zero.
 """
 
 from __future__ import annotations
@@ -287,7 +287,7 @@ class StackedReadout(nn.Module):
     def back(self, combinations: Tensor, saved: SavedTensors) -> Tensor:
         """Slopes of Σ_atoms combination · basis by the scalars the readout sees.
 
-        (networks, hidden) to (networks, n_atoms or 1, 1, channels).
+        (blocks · members, hidden) to (blocks · members, n_atoms, 1, channels).
         """
         slopes = (combinations * self.last_factor)[:, None, None]
         for weight, x in zip(reversed(self.weights[:-1]), reversed(saved), strict=True):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ase_bayesmlip.graph import AtomicGraph, dense_edges
-from ase_bayesmlip.native import load_kernels
+from ase_bayesmlip.native import INTERFACE, load_kernels
 from ase_bayesmlip.prediction import Prediction
 
 CPU_INFO = Path("/proc/cpuinfo")
@@ -48,6 +48,8 @@ def obstacle(record: dict[str, Any], device: torch.device) -> str | None:
     """Why a compiled program cannot run here, None if it can."""
     if record["torch"] != torch.__version__:
         return f"it was compiled for torch {record['torch']}, this is {torch.__version__}"
+    if record.get("interface", 1) != INTERFACE:
+        return "it was compiled by another version of ase_bayesmlip"
     here, there = machine_of(device), dict(record["machine"])
     missing = sorted(set(there.pop("instructions", [])) - set(here.pop("instructions", [])))
     if missing:
@@ -130,7 +132,8 @@ class CompiledProgram:
     record : dict
         From `ModelCard.compiled`.
     files : dict of str to bytes
-        ``program.pt2`` and, for the CPU, ``kernels.so``.
+        ``program.pt2``, ``lean.pt2`` where covariances of forces take work that a step may leave
+        out, and, for the CPU, ``kernels.so``.
     device : torch.device
 
     Raises
@@ -143,7 +146,7 @@ class CompiledProgram:
         self, record: dict[str, Any], files: dict[str, bytes], device: torch.device
     ) -> None:
         self.record, self.device = record, device
-        self._names = record["fields"]
+        self.has_lean = "lean.pt2" in files
         self._edge_table = EdgeTable(device)
         # Libraries stay mapped after their files are gone.
         with tempfile.TemporaryDirectory() as name:
@@ -152,14 +155,20 @@ class CompiledProgram:
                 (folder / file).write_bytes(content)
             if "kernels.so" in files:
                 load_kernels(folder / "kernels.so", record["digest"])
+            load = torch._inductor.aoti_load_package
             with _quiet_loader():
-                self._run = torch._inductor.aoti_load_package(str(folder / "program.pt2"))
+                self._run = load(str(folder / "program.pt2"))
+                self._lean = load(str(folder / "lean.pt2")) if self.has_lean else self._run
 
-    def __call__(self, graph: AtomicGraph, stress: bool, members: bool) -> Prediction:
+    def __call__(
+        self, graph: AtomicGraph, stress: bool, members: bool, force_spread: bool = True
+    ) -> Prediction:
         """Evaluate a graph of at least two atoms; fields not asked for are None."""
+        lean = self.has_lean and not force_spread
+        run, names = (self._lean, "lean_fields") if lean else (self._run, "fields")
         values: dict[str, Any] = dict.fromkeys(Prediction._fields)
-        outputs = self._run(*_atom_inputs(graph, self.device), *self._edge_table(graph))
-        values.update(zip(self._names, outputs, strict=True))
+        outputs = run(*_atom_inputs(graph, self.device), *self._edge_table(graph))
+        values.update(zip(self.record[names], outputs, strict=True))
         if not stress:
             values.update(NO_STRESS)
         if not members:

@@ -6,6 +6,7 @@ The compiled program goes into the file, beside the TorchScript program that sta
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import shlex
 import subprocess
@@ -21,7 +22,7 @@ from ase import Atoms
 from ase_bayesmlip.card import ModelCard, read_card
 from ase_bayesmlip.config import LossConfig, ModelConfig
 from ase_bayesmlip.graph import AtomicGraph, batch_graphs
-from ase_bayesmlip.native import load_kernels
+from ase_bayesmlip.native import INTERFACE, load_kernels
 from ase_bayesmlip.neighbors import graph_of
 from ase_bayesmlip.nn.build import DataStatistics, build_potential
 from ase_bayesmlip.nn.last_layer import LastLayerPotential
@@ -39,11 +40,11 @@ from ase_bayesmlip.serving.runtime import (
 from ase_bayesmlip.serving.variance_scaling import set_factors, total_factors
 from ase_bayesmlip.strict import from_dict
 
-FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS = ["-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
 
-# With AOTInductor's own vector code (torch 2.13) a program of 16 members of the default shape ends
-# in a corrupted heap; without it the same program is clean under a memory checker, and the C++
-# compiler vectorises the loops by itself. The cause in torch was not found.
+# With AOTInductor's own vector code (torch 2.13) a program of 16 members of the default shape ended
+# in a corrupted heap; without it the same program was clean under a memory checker, and the C++
+# compiler vectorises the loops by itself. The cause in torch was not found (November 2026).
 OPTIONS = {"cpp.simdlen": 1}
 
 # Largest deviation from the reference in float64, relative to the largest value of a field. What
@@ -97,16 +98,21 @@ def compile_served(path: Path, device: str = "cpu", dtype: str | None = None) ->
             load_kernels(library, digest)
             program.stacked.use_kernels(digest)
             files["kernels.so"] = library.read_bytes()
-        try:
-            package, fields = _compile(program, card, target, folder)
-        except Exception as error:  # whatever the tracer, exporter or compiler may raise
-            raise RuntimeError(f"AOTInductor cannot compile {path}: {error}") from error
-        files["program.pt2"] = package.read_bytes()
+        fields = {}
+        for file in ("program.pt2", "lean.pt2") if program.n_draws > 0 else ("program.pt2",):
+            program.force_spread = file == "program.pt2"
+            try:
+                fields[file] = _compile(program, card, target, folder / file)
+            except Exception as error:  # whatever the exporter or compiler may raise
+                raise RuntimeError(f"AOTInductor cannot compile {path}: {error}") from error
+            files[file] = (folder / file).read_bytes()
         record = {
             "device": target.type,
             "dtype": dtype,
-            "fields": fields,
+            "fields": fields["program.pt2"],
+            "lean_fields": fields.get("lean.pt2", []),
             "digest": digest,
+            "interface": INTERFACE,
             "torch": str(torch.__version__),
             "machine": machine_of(target),
             "table_error": program.table_error,
@@ -178,9 +184,9 @@ def build_kernels(source: str, folder: Path) -> tuple[Path, str]:
 
 
 def _compile(
-    program: MixtureProgram, card: ModelCard, device: torch.device, folder: Path
-) -> tuple[Path, list[str]]:
-    """Export with dynamic sizes and compile; returns the package and its fields."""
+    program: MixtureProgram, card: ModelCard, device: torch.device, package: Path
+) -> list[str]:
+    """Export with dynamic sizes and compile to that file; returns the fields it gives."""
     inputs = program_inputs(_example_graph(card), device)
     known = program.prediction(*inputs)._asdict()
     n_atoms = torch.export.Dim("n_atoms", min=2)
@@ -189,11 +195,10 @@ def _compile(
     table = {0: n_atoms, 1: width}
     shapes = ({0: n_atoms}, {0: n_atoms}, {0: n_graphs}, {0: n_atoms}, table, table, {0: n_atoms})
     exported = torch.export.export(program, inputs, dynamic_shapes=(shapes,), strict=False)
-    package = folder / "program.pt2"
     torch._inductor.aoti_compile_and_package(
         exported, package_path=str(package), inductor_configs=OPTIONS
     )
-    return package, [name for name, value in known.items() if value is not None]
+    return [name for name, value in known.items() if value is not None]
 
 
 def _example_graph(card: ModelCard) -> AtomicGraph:
@@ -220,10 +225,11 @@ def _compare(compiled: CompiledProgram, reference: LoadedModel, dtype: str) -> d
     card = reference.card
     graphs = [_example_graph(card)] + ([probe_graph(card.probe, card.cutoff)] if card.probe else [])
     worst: dict[str, float] = {}
-    for graph in graphs:
-        found = compiled(graph, True, True)
-        expected = reference.predict([graph], stress=True, members=True)
-        for name in compiled.record["fields"]:
+    spreads = (True, False) if compiled.has_lean else (True,)
+    for graph, spread in itertools.product(graphs, spreads):
+        found = compiled(graph, True, True, spread)
+        expected = reference.predict([graph], stress=True, members=True, force_spread=spread)
+        for name in compiled.record["fields" if spread else "lean_fields"]:
             value, other = getattr(expected, name), getattr(found, name).cpu()
             if value is None:  # the file was written before there was such a field
                 continue

@@ -23,6 +23,7 @@ from ase_bayesmlip.nn.derivatives import (
     gradients,
     stress_from_strain_gradient,
     with_derivative_inputs,
+    without_graph,
 )
 from ase_bayesmlip.nn.evidential_potential import ComponentPotential, EvidentialPotential
 from ase_bayesmlip.nn.last_layer import LastLayerPotential
@@ -94,13 +95,15 @@ class ServedModel(nn.Module):
             output = member(leaf, force_spread)
             draws = output.draws
             force, sigma = derivatives(output.atomic_energies, leaves, graph.cell)
-            energies.append(output.atomic_energies.detach().to(torch.float64))
             forces.append(force)
             stresses.append(sigma)
             if draws is not None and force_spread:
                 force, sigma = derivatives(draws, leaves, graph.cell)
                 draw_forces.append(force)
                 draw_stresses.append(sigma)
+            # Nothing that is kept may keep the activations of a member alive.
+            output = without_graph(output)
+            energies.append(output.atomic_energies.to(torch.float64))
             energy_noise.append(output.atomic_energies_var)
             force_noise.append(output.forces_cov)
             outputs.append(output)

@@ -40,6 +40,10 @@ class MixtureProgram(nn.Module):
     ----------
     table_error : float
         See `radial_table.tabulate`.
+    n_draws : int
+        Drawn readouts of each member.
+    force_spread : bool
+        Whether forces and stress of the draws are evaluated.
     """
 
     reference_energies: Tensor
@@ -55,6 +59,7 @@ class MixtureProgram(nn.Module):
         networks = [m.potential if isinstance(m, LastLayerPotential) else m for m in members]
         self.n_members = len(members)
         self.n_draws = uncertain[0].deviations.shape[1] if uncertain else 0
+        self.force_spread = True
         stacked = StackedPotential(networks, TABLE_TOLERANCE[dtype])
         self.table_error = stacked.table_error
         self.stacked = stacked.to(dtype)
@@ -62,13 +67,12 @@ class MixtureProgram(nn.Module):
         self.geometry = DenseGeometry(first.cutoff, first.angular.l_max).to(dtype)
         self.register_buffer("reference_energies", reference_energies)
         self.variance_scaling = VarianceScaling()
-        # (1 + draws, members, P): the last layer's weights, then their drawn deviations.
-        weights = [stacked.get_buffer("readout_weights").unsqueeze(0)]
         if uncertain:
-            weights.append(torch.stack([member.deviations.T for member in uncertain], dim=1))
             factors = torch.stack([member.factor for member in uncertain])
             self.register_buffer("factor", factors.to(dtype))
-        self.register_buffer("combinations", torch.cat(weights).to(dtype))
+            # (draws, members, P)
+            deviations = torch.stack([member.deviations.T for member in uncertain], dim=1)
+            self.register_buffer("deviations", deviations.to(dtype))
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """`program_inputs` to those fields of a `Prediction` that are known, in order."""
@@ -97,7 +101,10 @@ class MixtureProgram(nn.Module):
         species = self.stacked.get_buffer("one_hot").index_select(0, graph.atomic_numbers)
         output, basis, record = self.stacked(species, around, graph.batch, n_graphs)
         # Drawn energies are other combinations of the same basis and share the forward pass.
-        combinations = self.get_buffer("combinations").flatten(0, 1)
+        combinations = self.stacked.get_buffer("readout_weights")
+        if self.n_draws > 0 and self.force_spread:
+            drawn = self.get_buffer("deviations").flatten(0, 1)
+            combinations = torch.cat([combinations, drawn])
         gradients = self.stacked.gradients(combinations, record, species, around)
         virial = virial_from_edges(gradients, around.vectors, graph.batch, n_graphs)
         stresses = stress_from_strain_gradient(
@@ -132,10 +139,12 @@ class MixtureProgram(nn.Module):
         directions = torch.bmm(basis, self.get_buffer("factor")).transpose(1, 2)
         if coherent is not None:
             directions = torch.cat([directions, coherent.unsqueeze(1)], dim=1)
-        drawn = self.get_buffer("combinations")[1:].permute(1, 2, 0)
+        drawn = self.get_buffer("deviations").permute(1, 2, 0)
         energies = torch.bmm(basis, drawn).transpose(1, 2)
-        forces, stresses = (
+        draw_forces, draw_stresses = (
             x.view(self.n_draws, self.n_members, *x.shape[1:]).transpose(0, 1)
+            if self.force_spread
+            else None
             for x in (forces, stresses)
         )
         return OwnSpread(
@@ -145,8 +154,8 @@ class MixtureProgram(nn.Module):
             forces_trace=None,
             forces_dof=None,
             draw_energies=energies.to(torch.float64),
-            draw_forces=forces,
-            draw_stresses=stresses,
+            draw_forces=draw_forces,
+            draw_stresses=draw_stresses,
         )
 
 

@@ -56,6 +56,11 @@ class LoadedModel:
         """What evaluates structures: "aoti" or "torchscript"."""
         return "torchscript" if self.program is None else "aoti"
 
+    @property
+    def lazy(self) -> bool:
+        """Whether a step without the covariances of forces takes less work, see `predict`."""
+        return self.card.lazy if self.program is None else self.program.has_lean
+
     def predict(
         self,
         graphs: list[AtomicGraph],
@@ -66,14 +71,14 @@ class LoadedModel:
         """Mean and covariance for a list of structures.
 
         Without `force_spread` the epistemic covariances of forces and stress are left out where
-        they take work of their own (`ModelCard.lazy`).
+        they take work of their own (`lazy`).
 
         Works inside ``torch.inference_mode`` and ``torch.no_grad`` too: forces need gradients.
         """
         batch = batch_graphs(graphs)
         # Compiled programs leave out the special cases of a single atom.
         if self.program is not None and len(batch.positions) > 1:
-            return self.program(batch, stress, members)
+            return self.program(batch, stress, members, force_spread)
         with torch.inference_mode(False), torch.enable_grad():
             graph = _prepared(batch, self.device)
             # Files from before there were draws take no third switch.

@@ -49,6 +49,9 @@ def cases(frames: str, compiled: bool) -> dict[str, BayesianCalculator]:
         for name, n, d in (("one", 1, 0), ("networks", N, 0), ("draws", 1, N)):
             path = served_file(frames, n, compile_for=target, n_draws=d)
             found[f"{name}_compiled"] = BayesianCalculator(path, backend="aoti")
+            if d > 0:
+                lazy = BayesianCalculator(path, backend="aoti", lazy=True)
+                found[f"{name}_energy_compiled"] = lazy
         for name, loss in (("bare", "mse"), ("evidential", "evidential")):
             path = served_file(frames, 1, compile_for=target, loss=loss)
             found[f"{name}_compiled"] = BayesianCalculator(path, backend="aoti")

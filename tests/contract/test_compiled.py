@@ -92,6 +92,26 @@ def test_every_posterior_agrees_on_a_small_cell(other, small_cell):
         assert np.abs(found[field] - value).max() <= AGREEMENT * np.abs(value).max(), field
 
 
+def test_a_lazy_step_takes_the_lean_program(other, small_cell):
+    """Which only a file with drawn readouts has: nothing else takes work that may be left out."""
+    fast = load_model(other)
+    assert fast.lazy == (other.stem == "laplace")
+    calculators = [BayesianCalculator(fast, lazy=lazy) for lazy in (False, True)]
+    for calculator in calculators:
+        small_cell.calc = calculator
+        small_cell.get_stress()
+    eager, lazy = (calculator.results for calculator in calculators)
+    left_out = eager.keys() - lazy.keys()
+    assert lazy.keys() <= eager.keys()
+    assert ("forces_cov" in left_out) == ("stress_cov" in left_out) == fast.lazy
+    for name, value in lazy.items():
+        size = np.abs(value).max()
+        np.testing.assert_allclose(value, eager[name], rtol=0.0, atol=AGREEMENT * size)
+    if fast.lazy:
+        found = calculators[1].get_property("forces_cov", small_cell)
+        np.testing.assert_array_equal(found, eager["forces_cov"])
+
+
 def test_variances_have_the_factors_of_the_card(other, small_cell, loaded):
     """Against the file of before calibration, in TorchScript; most files have factors of one."""
     fast, plain = load_model(other), loaded(other.stem)
@@ -206,6 +226,16 @@ def test_a_damaged_program_falls_back(copy):
     add_compiled(copy, record, {"program.pt2": b"no program", "kernels.so": b"no library"})
     with pytest.warns(UserWarning, match="cannot run here"):
         assert load_model(copy).backend == "torchscript"
+
+
+def test_a_program_for_other_kernels_is_not_run(copy):
+    card = read_card(copy)
+    (record,) = card.compiled
+    older = {name: value for name, value in record.items() if name != "interface"}
+    replace_card(copy, dataclasses.replace(card, compiled=[older]))
+    with pytest.warns(UserWarning, match="compiled by another version of ase_bayesmlip") as caught:
+        assert load_model(copy).backend == "torchscript"
+    assert len(caught) == 1
 
 
 def test_a_program_that_gives_other_numbers_is_refused(copy):

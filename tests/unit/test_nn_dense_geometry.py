@@ -261,7 +261,7 @@ def random_slopes(edges, l_max, dtype=torch.float64):
 @pytest.mark.parametrize("name", ["molecule", "batch", "no edges"])
 @DEGREES
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-4)])
-def test_edge_gradients_are_those_of_autograd(name, l_max, dtype, tolerance):
+def test_vector_gradients_are_those_of_autograd(name, l_max, dtype, tolerance):
     """Of any linear function of harmonics and distances, for each member."""
     graph = GRAPHS[name]()
     edges = dense_edges(graph)

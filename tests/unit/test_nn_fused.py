@@ -522,7 +522,7 @@ PRECISIONS = pytest.mark.parametrize(
 
 
 @PRECISIONS
-@pytest.mark.parametrize("channels", [5, 32])
+@pytest.mark.parametrize("channels", [5, 12, 32])
 def test_kernels_are_the_formula(library, dtype, tolerance, channels):
     """In either precision against the formula in float64, for the same rounded inputs."""
     case = "natural"
@@ -643,14 +643,16 @@ def test_operators_tell_the_tracer_their_shapes(library):
     factors = [factor.detach() for factor in channel_factors("natural")]
     shape = (*inputs.features.shape[:2], rows, CHANNELS)
     grad, product_grad = randn(*shape), randn(MEMBERS, factors[0].shape[1], rows, CHANNELS)
-    operators = torch.ops.ase_bayesmlip
+    operators, twice = torch.ops.ase_bayesmlip, torch.cat([grad, grad])
     name, other = f"{digest}:neighbor", f"{digest}:channel"
     for operator, arguments in [
         (operators.neighbor_forward, (*neighbors, rows, name)),
         (operators.neighbor_backward, (*neighbors, harmonics, slopes, grad, True, name)),
         (operators.neighbor_backward, (*neighbors, harmonics, slopes, grad, False, name)),
+        (operators.neighbor_backward, (*neighbors, harmonics, slopes, twice, True, name)),
         (operators.channel_forward, (*factors, rows, other)),
         (operators.channel_backward, (*factors, product_grad, other)),
+        (operators.channel_backward, (*factors, torch.cat([product_grad] * 2), other)),
     ]:
         tests = ("test_schema", "test_faketensor")
         torch.library.opcheck(operator.default, arguments, test_utils=tests)

@@ -234,6 +234,28 @@ def test_members_with_the_same_tables_agree_exactly(case, structure):
 
 
 @ALL
+def test_gradients_of_several_combinations_are_linear_in_them(case):
+    """With members in their places; a sum of two is that of both."""
+    stacked, graph = stacked_of(case), make_graph("small cell")
+    edges = dense_edges(graph)
+    n_harmonics = stacked.layers[0].convolution.table.n_right
+    geometry = DenseGeometry(stacked.cutoff, math.isqrt(n_harmonics) - 1).double()
+    around = geometry(graph.positions, graph.cell, graph.batch, edges)
+    species = stacked.one_hot[graph.atomic_numbers]
+    _, _, record = stacked(species, around, graph.batch, graph.n_graphs)
+    mean = stacked.readout_weights
+    generator = torch.Generator().manual_seed(0)
+    other = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
+    together = stacked.gradients(
+        torch.cat([mean, other, mean + other]), record, species, around
+    ).unflatten(0, (3, len(mean)))
+    assert_near(together[0], stacked.gradients(mean, record, species, around), 1e-13, case)
+    assert_near(together[1], stacked.gradients(other, record, species, around), 1e-13, case)
+    assert_near(together[2], together[0] + together[1], 1e-12, case)
+    assert float((together[1] - together[0]).abs().max()) > 1e-3
+
+
+@ALL
 def test_members_agree_within_the_error_of_the_tables(case):
     graph = make_graph("small cell")
     stacked = stacked_of(case)
@@ -352,6 +374,8 @@ def test_single_precision(case):
         ("plus", torch.float64, 1e-12),
         ("plus", torch.float32, 1e-4),
         ("plus-l0", torch.float64, 1e-12),
+        ("plus-l3", torch.float64, 1e-12),
+        ("race-parities", torch.float64, 1e-12),
     ],
 )
 def test_kernels_give_what_the_formulas_give(case, dtype, tolerance, tmp_path):

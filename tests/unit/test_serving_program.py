@@ -100,7 +100,7 @@ def interaction(model, graph, prediction):
 def assert_same_fields(model, program, graph, tolerances):
     """`tolerances`: function of the name of a field, relative to its largest value."""
     found = interaction(model, graph, run(program, graph))
-    expected = interaction(model, graph, model(graph, True, True))
+    expected = interaction(model, graph, model(graph, True, True, program.force_spread))
     for name, value in expected.items():
         if value is None:
             assert found[name] is None, name
@@ -119,20 +119,38 @@ def assert_same_fields(model, program, graph, tolerances):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_program_says_what_the_served_model_says(name, structure, programs, graphs):
     model, program = programs(name)
-    error = program.table_error
-    assert 0.0 < error < 1e-8
+    assert 0.0 < program.table_error < 1e-8
+    assert_same_fields(model, program, graphs(structure), tolerances_of(program))
+
+
+def tolerances_of(program):
+    """What the error of the tables may do to each field, relative to its largest value."""
     n_intervals = program.stacked.layers[0].convolution.get_buffer("radial").shape[1] - 2
 
     def tolerance(field):
         # Slopes of cubic Hermite interpolation lose a factor of 3 n du/dr, about n, to values.
         loss = n_intervals if field in SLOPES else 3.0
-        return error * loss * (2.0 if "_cov_" in field or "_var_" in field else 1.0)
+        return program.table_error * loss * (2.0 if "_cov_" in field or "_var_" in field else 1.0)
 
-    assert_same_fields(model, program, graphs(structure), tolerance)
+    return tolerance
+
+
+@pytest.mark.parametrize("name", ["laplace", "laplace_mixture", "evidential_laplace"])
+def test_a_lean_program_leaves_out_what_the_draws_are_for(name, programs, graphs, monkeypatch):
+    model, program = programs(name)
+    full = run(program, graphs("batch"))
+    monkeypatch.setattr(program, "force_spread", False)
+    lean = run(program, graphs("batch"))
+    assert full.forces_cov_epistemic is not None
+    assert full.stress_cov_epistemic is not None
+    assert lean.forces_cov_epistemic is None
+    assert lean.stress_cov_epistemic is None
+    assert lean.energy_var_epistemic is not None
+    assert_same_fields(model, program, graphs("batch"), tolerances_of(program))
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("name", ["ensemble", "laplace", "race"])
+@pytest.mark.parametrize("name", ["ensemble", "laplace", "laplace_mixture", "race"])
 def test_kernels_in_single_precision_say_the_same(name, structure, compiled, graphs):
     model, program = compiled(name)
     assert_same_fields(model, program, graphs(structure), lambda field: 1e-4)
