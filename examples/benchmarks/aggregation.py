@@ -8,14 +8,13 @@ compiled program needs none of them: its kernels sum in registers.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from cases import conditions
+from cases import conditions, record
 from torch import Tensor
 
 try:
@@ -68,10 +67,7 @@ def main() -> None:
     for n_atoms, n_neighbors in SIZES:
         times = {name: median_ms(way) for name, way in ways(n_atoms, n_neighbors).items()}
         line = {"n_edges": n_atoms * n_neighbors, "width": WIDTH, "ms": times, **conditions()}
-        print(json.dumps(line))
-        if arguments.json:
-            with arguments.json.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+        record(line, arguments.json)
 
 
 if __name__ == "__main__":

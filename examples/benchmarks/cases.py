@@ -5,6 +5,7 @@ The time of a step does not depend on the weights, so potentials need no trainin
 
 import datetime
 import hashlib
+import json
 import os
 import platform
 import tempfile
@@ -127,6 +128,15 @@ def _source_digest() -> str:
     folder = Path(ase_bayesmlip.__file__).parent
     content = b"".join(path.read_bytes() for path in sorted(folder.rglob("*.py")))
     return hashlib.sha256(content + torch.__version__.encode()).hexdigest()[:12]
+
+
+def record(line: dict[str, Any], path: Path | None) -> None:
+    """Print a line at once, and append it to the file if there is one: a later case may fail."""
+    text = json.dumps(line, ensure_ascii=False)
+    print(text, flush=True)
+    if path is not None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
 
 
 def conditions(device: str = "cpu") -> dict[str, Any]:

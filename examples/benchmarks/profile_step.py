@@ -18,7 +18,6 @@ returns, and the wait for it counts as results.
 """
 
 import argparse
-import json
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -30,7 +29,7 @@ import numpy as np
 import torch
 from ase import Atoms, units
 from ase.md.langevin import Langevin
-from cases import conditions
+from cases import conditions, record
 
 import ase_bayesmlip.calculator
 from ase_bayesmlip import BayesianCalculator, UncertaintyMonitor
@@ -211,11 +210,7 @@ def main() -> None:
         "neighbor_list_builds": calculator._neighbors.n_builds,
         **summary(steps),
     }
-    text = json.dumps(line, ensure_ascii=False)
-    print(text)
-    if arguments.json is not None:
-        with arguments.json.open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
+    record(line, arguments.json)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cases import SYSTEMS, conditions, served_file, structure
+from cases import SYSTEMS, conditions, record, served_file, structure
 from walk import Walk
 
 from ase_bayesmlip import BayesianCalculator
@@ -167,15 +167,6 @@ def main() -> None:
             record({**common, "members": n_members, **lines[-1]}, arguments.json)
         if len(lines) > 1:
             record({**common, "members": n_members, **fitted(lines)}, arguments.json)
-
-
-def record(line: dict[str, Any], path: Path | None) -> None:
-    """Print a line, and append it to the file if there is one."""
-    text = json.dumps(line, ensure_ascii=False)
-    print(text, flush=True)
-    if path is not None:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,15 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
-from cases import CACHE, SYSTEMS, compiled_record, conditions, served_file, structure
+from cases import (
+    CACHE,
+    SYSTEMS,
+    compiled_record,
+    conditions,
+    record,
+    served_file,
+    structure,
+)
 from tqdm import tqdm
 from walk import Walk
 
@@ -192,15 +200,6 @@ def statistics(times: np.ndarray) -> dict[str, Any]:
     }
 
 
-def keep(line: dict[str, Any], path: Path | None) -> None:
-    """Print a line and append it to the file: a later system may end in want of memory."""
-    text = json.dumps(line, ensure_ascii=False)
-    print(text, flush=True)
-    if path is not None:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
-
-
 def table(lines: list[dict[str, Any]]) -> str:
     """The results for people, with the ratio to MACE's single model."""
     rows = [f"{'system':<12}{'case':<54}{'ms':>9}{'quartiles':>20}{'of MACE':>9}"]
@@ -271,7 +270,7 @@ def main() -> None:
         for case, column in zip(cases, times.T, strict=True):
             system = {"system": name, "n_atoms": len(atoms), "case": case.label}
             lines.append({**common, **system, **case.about, **statistics(column)})
-            keep(lines[-1], arguments.json)
+            record(lines[-1], arguments.json)
         if worker is not None:
             worker.ask(do="forget")
     if worker is not None:
