@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ase_bayesmlip.nn.derivatives import without_graph
 from ase_bayesmlip.prediction import MemberOutput
+from ase_bayesmlip.serving.archive import quiet_torchscript
 
 
 class Kept(nn.Module):
@@ -23,10 +24,11 @@ class Kept(nn.Module):
 @pytest.mark.parametrize("kind", ["eager", "scripted", "frozen"])
 def test_copies_are_outside_the_graph(kind):
     module = Kept().eval()
-    if kind != "eager":
-        module = torch.jit.script(module)
-    if kind == "frozen":
-        module = torch.jit.freeze(module)
+    with quiet_torchscript():
+        if kind != "eager":
+            module = torch.jit.script(module)
+        if kind == "frozen":
+            module = torch.jit.freeze(module)
     x = torch.arange(3.0).requires_grad_(True)
     for _ in range(3):  # the first calls of a scripted module specialise it
         energies, variance, covariance, *others = module(x)
