@@ -1,7 +1,7 @@
 """The served mixture as one program of tensors, arranged for a compiler.
 
 Same numbers as `ServedModel`, from stacked members that share geometry, with neighbours in a dense
-table and radial networks in tables. It is exported by `compiler` and never run eagerly in production.
+table and radial networks in tables. `compiler` exports it; it is never run eagerly in production.
 """
 
 from __future__ import annotations
