@@ -6,7 +6,7 @@ to the largest magnitude of the compared quantity.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -105,10 +105,16 @@ def assert_equivariant_prediction(
         moved.set_cell(atoms.cell.array @ q.T, scale_atoms=False)
         moved.positions = atoms.positions[order] @ q.T + generator.normal(size=3)
         found = predict(model, [moved])
-        for name in base.keys() & {*PER_ATOM, *PER_GRAPH}:
+        for name in _present({*PER_ATOM, *PER_GRAPH}, base):
             values = base[name][order] if name in PER_ATOM else base[name]
             label = f"{name} (det Q = {sign:+.0f})"
             assert_close(label, found[name], _rotate(values, q), _allowed(model, name, tolerance))
+
+
+def _present(names: Collection[str], *predictions: dict[str, np.ndarray]) -> list[str]:
+    """Those of the names that every prediction has, in its order: the first to fail is reported."""
+    common = set(names).intersection(*predictions)
+    return [name for name in Prediction._fields if name in common]
 
 
 def _orthogonal(generator: np.random.Generator, sign: float) -> np.ndarray:
@@ -134,7 +140,7 @@ def assert_batching(
     """A batch gives what its structures give one by one."""
     batch = predict(model, frames)
     singles = [predict(model, [atoms]) for atoms in frames]
-    for name in batch.keys() & {*PER_ATOM, *PER_GRAPH} & singles[0].keys():
+    for name in _present({*PER_ATOM, *PER_GRAPH}, batch, singles[0]):
         joined = np.concatenate([single[name] for single in singles])
         assert_close(f"{name} (batch)", batch[name], joined, _allowed(model, name, tolerance))
 
@@ -153,7 +159,7 @@ def assert_extensive(model: LoadedModel, atoms: Atoms, tolerance: float | None =
     other.positions[:, 0] += size
     one, two = predict(model, [atoms]), predict(model, [atoms + other])
     factors = {"energy": 2.0, "energy_var_aleatoric": 2.0, "energy_var_epistemic": 4.0}
-    for name in one.keys() & {*PER_ATOM, *factors}:
+    for name in _present({*PER_ATOM, *factors}, one):
         expected = (
             factors[name] * one[name] if name in factors else np.concatenate([one[name], one[name]])
         )
@@ -166,11 +172,8 @@ def assert_extensive(model: LoadedModel, atoms: Atoms, tolerance: float | None =
 def assert_positive_semidefinite(model: LoadedModel, atoms: Atoms) -> None:
     """Covariances are symmetric and have no negative eigenvalue beyond round-off."""
     fields = predict(model, [atoms])
-    for name in fields.keys() & {
-        "forces_cov_epistemic",
-        "forces_cov_aleatoric",
-        "stress_cov_epistemic",
-    }:
+    covariances = {"forces_cov_epistemic", "forces_cov_aleatoric", "stress_cov_epistemic"}
+    for name in _present(covariances, fields):
         matrix = fields[name]
         assert_close(f"{name} (symmetry)", matrix, np.swapaxes(matrix, 1, 2), 1e-12)
         eigenvalues = np.linalg.eigvalsh(matrix)
