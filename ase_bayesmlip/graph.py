@@ -83,6 +83,54 @@ def dense_edges(graph: AtomicGraph, min_width: int = 2) -> DenseEdges:
     return DenseEdges(*(torch.from_numpy(item) for item in (table, shifts, count)))
 
 
+class Part(NamedTuple):
+    """A range of atoms and that of the edges around them, in a graph sorted by centre.
+
+    Attributes
+    ----------
+    first_atom, end_atom : int
+    first_edge, end_edge : int
+        Ends are exclusive.
+    """
+
+    first_atom: int
+    end_atom: int
+    first_edge: int
+    end_edge: int
+
+
+def split_edges(centre: Tensor, n_atoms: int, size: int) -> list[Part]:
+    """Cut a structure into parts of about `size` edges; no atom is in two of them.
+
+    Parameters
+    ----------
+    centre : Tensor of int64, (n_edges,), ascending
+    size : int
+        A part exceeds it by less than the neighbours of its first atom.
+    """
+    atoms = torch.unique_consecutive(centre[::size])
+    atoms[:1] = 0
+    edges: list[int] = torch.searchsorted(centre, atoms).tolist()
+    starts: list[int] = atoms.tolist()
+    starts.append(n_atoms)
+    edges.append(centre.shape[0])
+    return [Part(starts[k], starts[k + 1], edges[k], edges[k + 1]) for k in range(len(starts) - 1)]
+
+
+def sorted_by_centre(graph: AtomicGraph) -> AtomicGraph:
+    """The same graph with its edges in the order of their centres."""
+    order = torch.argsort(graph.edge_index[0], stable=True)
+    return AtomicGraph(
+        positions=graph.positions,
+        atomic_numbers=graph.atomic_numbers,
+        cell=graph.cell,
+        edge_index=graph.edge_index[:, order],
+        edge_shift=graph.edge_shift[order],
+        batch=graph.batch,
+        n_graphs=graph.n_graphs,
+    )
+
+
 def edge_vectors(graph: AtomicGraph) -> Tensor:
     """Vectors from each centre to its neighbour: r_ij = R_j - R_i + S_ij · cell.
 

@@ -70,6 +70,11 @@ def sum_by_graph(values: Tensor, batch: Tensor, n_graphs: int) -> Tensor:
     return zeros.index_add(-1, batch, values.to(torch.float64))
 
 
+def as_leaf(value: Tensor) -> Tensor:
+    """A copy to differentiate by."""
+    return _unattached(value).requires_grad_(True)
+
+
 def without_graph(output: MemberOutput) -> MemberOutput:
     """A copy outside the autograd graph, which then keeps nothing of it alive."""
     return MemberOutput(

@@ -8,7 +8,6 @@ reads copies of the features, so that nothing of it is differentiated.
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ase_bayesmlip.graph import AtomicGraph
 from ase_bayesmlip.nn.angular import Irrep
@@ -53,11 +52,14 @@ class EvidentialPotential(Potential):
         n_species = len(shape["atomic_numbers"])
         self.head = EvidentialHead(irreps, shape["channels"], n_species, form, coupling, generator)
 
-    def with_basis(self, graph: AtomicGraph, matrices: bool = True) -> tuple[MemberOutput, Tensor]:
-        """As `Potential.with_basis`, with the moments of the evidential laws."""
-        strata = self.strata(graph)
-        output = self.head.output(strata.energies, self.evidence(strata), matrices)
-        return output, strata.basis
+    def output(
+        self,
+        strata: Strata,
+        graph: AtomicGraph,  # noqa: ARG002 (potentials with an energy noise of "mean" read it)
+        matrices: bool = True,
+    ) -> MemberOutput:
+        """As `Potential.output`, with the moments of the evidential laws."""
+        return self.head.output(strata.energies, self.evidence(strata), matrices)
 
     def with_evidence(self, graph: AtomicGraph) -> tuple[MemberOutput, Evidence]:
         """The output and the laws that its moments are those of, for training."""
@@ -85,11 +87,14 @@ class ComponentPotential(Potential):
         self.detach_features = False
         self.head = ComponentHead(irreps, shape["channels"], generator)
 
-    def with_basis(self, graph: AtomicGraph, matrices: bool = True) -> tuple[MemberOutput, Tensor]:
-        """As `Potential.with_basis`, with the moments of the component-wise laws."""
-        strata = self.strata(graph)
-        output = self.head.output(strata.energies, self.evidence(strata), matrices)
-        return output, strata.basis
+    def output(
+        self,
+        strata: Strata,
+        graph: AtomicGraph,  # noqa: ARG002 (potentials with an energy noise of "mean" read it)
+        matrices: bool = True,
+    ) -> MemberOutput:
+        """As `Potential.output`, with the moments of the component-wise laws."""
+        return self.head.output(strata.energies, self.evidence(strata), matrices)
 
     def with_evidence(self, graph: AtomicGraph) -> tuple[MemberOutput, ComponentEvidence]:
         """The output and the laws that its moments are those of, for training."""

@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ase_bayesmlip.graph import Part
 from ase_bayesmlip.nn.angular import (
     Irrep,
     Path,
@@ -19,6 +20,7 @@ from ase_bayesmlip.nn.angular import (
     edge_irreps,
     n_components,
 )
+from ase_bayesmlip.nn.derivatives import as_leaf, gradients
 from ase_bayesmlip.nn.radial import DenseNetwork
 
 
@@ -182,8 +184,81 @@ class Convolution(nn.Module):
         -------
         Tensor, (n_atoms, components out, channels)
         """
-        n_edges = harmonics.shape[0]
         senders = features.index_select(0, edge_index[1])
+        return self._aggregate(senders, harmonics, radial, edge_index[0], features.shape[0])
+
+    def in_parts(
+        self,
+        features: Tensor,
+        harmonics: Tensor,
+        radial: Tensor,
+        edge_index: Tensor,
+        parts: list[Part],
+    ) -> Tensor:
+        """As `forward`, outside the autograd graph and with the edges of one part at a time."""
+        densities: list[Tensor] = []
+        with torch.no_grad():
+            for part in parts:
+                a, b = part.first_edge, part.end_edge
+                first, end = part.first_atom, part.end_atom
+                senders = features.index_select(0, edge_index[1, a:b])
+                centre = edge_index[0, a:b] - first
+                densities.append(
+                    self._aggregate(senders, harmonics[a:b], radial[a:b], centre, end - first)
+                )
+            density = torch.cat(densities)
+        return density
+
+    def back(
+        self,
+        features: Tensor,
+        harmonics: Tensor,
+        radial: Tensor,
+        edge_index: Tensor,
+        parts: list[Part],
+        by_density: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Chain rule through `in_parts`, which is evaluated once more.
+
+        Parameters
+        ----------
+        by_density : Tensor, (K, n_atoms, components out, channels)
+            Derivatives of K numbers by the result.
+
+        Returns
+        -------
+        by_features : Tensor, (K, n_atoms, components, channels)
+        by_harmonics : Tensor, (K, n_edges, (l_max + 1)²)
+        by_radial : Tensor, (K, n_edges, n_radial)
+        """
+        n = by_density.shape[0]
+        by_features = torch.stack([torch.zeros_like(features)] * n)
+        by_harmonics = torch.stack([torch.zeros_like(harmonics)] * n)
+        by_radial = torch.stack([torch.zeros_like(radial)] * n)
+        for part in parts:
+            a, b = part.first_edge, part.end_edge
+            first, end = part.first_atom, part.end_atom
+            sender = edge_index[1, a:b]
+            leaves = [
+                as_leaf(features.index_select(0, sender)),
+                as_leaf(harmonics[a:b]),
+                as_leaf(radial[a:b]),
+            ]
+            centre = edge_index[0, a:b] - first
+            density = self._aggregate(leaves[0], leaves[1], leaves[2], centre, end - first)
+            for k in range(n):
+                total = (density * by_density[k, first:end]).sum()
+                slopes = gradients(total, leaves, False)
+                by_features[k].index_add_(0, sender, slopes[0])
+                by_harmonics[k, a:b] = slopes[1]
+                by_radial[k, a:b] = slopes[2]
+        return by_features, by_harmonics, by_radial
+
+    def _aggregate(
+        self, senders: Tensor, harmonics: Tensor, radial: Tensor, centre: Tensor, n_centres: int
+    ) -> Tensor:
+        """Messages from neighbours with features (n_edges, components, channels)."""
+        n_edges = harmonics.shape[0]
         matrices = harmonics @ self.coupling
         products: list[Tensor] = []
         start_matrix, start = 0, 0
@@ -195,10 +270,10 @@ class Convolution(nn.Module):
         weights = self.radial(radial).view(n_edges, self.n_paths, self.channels)
         messages = torch.cat(products, dim=1) * weights.index_select(1, self.path_of)
         total = torch.zeros(
-            (features.shape[0], messages.shape[1], self.channels),
+            (n_centres, messages.shape[1], self.channels),
             dtype=messages.dtype,
             device=messages.device,
-        ).index_add(0, edge_index[0], messages)
+        ).index_add(0, centre, messages)
         return self.mix(total * self.normalisation)
 
 

@@ -11,8 +11,9 @@ over a few drawn combinations of the columns.
 import torch
 from torch import Tensor, nn
 
-from ase_bayesmlip.graph import AtomicGraph
-from ase_bayesmlip.nn.potential import Potential
+from ase_bayesmlip.graph import AtomicGraph, Part
+from ase_bayesmlip.nn.layer import Cut
+from ase_bayesmlip.nn.potential import Potential, Strata
 from ase_bayesmlip.prediction import MemberOutput
 
 
@@ -40,10 +41,27 @@ class LastLayerPotential(nn.Module):
         self.register_buffer("factor", factor)
         self.register_buffer("deviations", draws)
 
-    def forward(self, graph: AtomicGraph, matrices: bool = True) -> MemberOutput:  # noqa: ARG002
+    def forward(self, graph: AtomicGraph, matrices: bool = True) -> MemberOutput:
         """Output of the potential, with `directions` and `draws`."""
-        output, basis = self.potential.with_basis(graph)
-        return with_uncertain_readout(output, basis, self.factor, self.deviations)
+        return self.output(self.strata(graph), graph, matrices)
+
+    def strata(self, graph: AtomicGraph, parts: list[Part] | None = None) -> Strata:
+        """Those of the potential."""
+        return self.potential.strata(graph, parts)
+
+    def output(
+        self,
+        strata: Strata,
+        graph: AtomicGraph,
+        matrices: bool = True,  # noqa: ARG002 (those of a law are noise here, always wanted)
+    ) -> MemberOutput:
+        """What the strata of a graph mean."""
+        output = self.potential.output(strata, graph)
+        return with_uncertain_readout(output, strata.basis, self.factor, self.deviations)
+
+    def rejoined(self, energies: Tensor, cut: Cut, edge_index: Tensor, parts: list[Part]) -> Tensor:
+        """See `Potential.rejoined`."""
+        return self.potential.rejoined(energies, cut, edge_index, parts)
 
 
 def with_uncertain_readout(

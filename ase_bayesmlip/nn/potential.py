@@ -1,8 +1,9 @@
 """The trainable potential: embedding, layers and readouts, graph -> `MemberOutput`.
 
 The site energy is stratified: e_i = Σ_t o_i^(t), one readout per layer, and each further layer of
-message passing adds a stratum of higher body order (arXiv 2510.03046, Figure 1). There is no
-autograd in here; `derivatives` turns energies into forces and stress.
+message passing adds a stratum of higher body order (arXiv 2510.03046, Figure 1). `derivatives`
+turns energies into forces and stress; where the edges are taken in parts (`layer`), `rejoined`
+comes before it.
 """
 
 from typing import NamedTuple
@@ -10,9 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ase_bayesmlip.graph import AtomicGraph, edge_vectors
+from ase_bayesmlip.graph import AtomicGraph, Part, edge_vectors
 from ase_bayesmlip.nn.angular import Irrep, SphericalHarmonics
 from ase_bayesmlip.nn.heads import COVARIANCE_SCALARS, LayerReadout, NoiseHeads
+from ase_bayesmlip.nn.layer import Cut, slopes_by_density
 from ase_bayesmlip.nn.radial import RadialBasis
 from ase_bayesmlip.prediction import MemberOutput
 
@@ -28,10 +30,14 @@ class Strata(NamedTuple):
     channels : Tensor, (n_atoms, n_scalars)
         Scalars averaged over layers; the first belongs to the energy, the others to the noise.
     tensor : Tensor, (n_atoms, 5) or (n_atoms, 0)
-    basis : Tensor, (n_atoms, P), eV, see `Potential.with_basis`
+    basis : Tensor, (n_atoms, P), eV
+        Functions that the energies are a linear combination of: ∂e_i/∂w for the `readout_weights`
+        w, which do not appear in it.
     features : list of Tensor, each (n_atoms, components, channels)
         After each layer.
     species : Tensor, (n_atoms, n_species), one-hot
+    cut : Cut or None
+        Where the autograd graph was cut.
     """
 
     energies: Tensor
@@ -40,6 +46,7 @@ class Strata(NamedTuple):
     basis: Tensor
     features: list[Tensor]
     species: Tensor
+    cut: Cut | None = None
 
 
 class Potential(nn.Module):
@@ -125,27 +132,26 @@ class Potential(nn.Module):
         matrices : bool
             Whether to build covariances of forces that only an evidential potential has.
         """
-        return self.with_basis(graph, matrices)[0]
+        return self.output(self.strata(graph), graph, matrices)
 
-    def with_basis(
+    def output(
         self,
+        strata: Strata,
         graph: AtomicGraph,
         matrices: bool = True,  # noqa: ARG002 (evidential potentials read it)
-    ) -> tuple[MemberOutput, Tensor]:
-        """The output, and the functions that the energies are a linear combination of.
-
-        Returns
-        -------
-        output : MemberOutput
-        basis : Tensor, (n_atoms, P), eV
-            ∂e_i/∂w for the `readout_weights` w, which do not appear in it.
-        """
-        strata = self.strata(graph)
+    ) -> MemberOutput:
+        """What the strata of a graph mean; arguments as in `forward`."""
         energy_var, cov = self._noise(strata.channels[:, 1:], strata.tensor, graph)
-        return MemberOutput(strata.energies.unsqueeze(0), energy_var, cov), strata.basis
+        return MemberOutput(strata.energies.unsqueeze(0), energy_var, cov)
 
-    def strata(self, graph: AtomicGraph) -> Strata:
-        """Features of all layers and what the readouts make of them."""
+    def strata(self, graph: AtomicGraph, parts: list[Part] | None = None) -> Strata:
+        """Features of all layers and what the readouts make of them.
+
+        Parameters
+        ----------
+        parts : list of Part or None
+            If given, edges are taken so, and `rejoined` must come before any derivative.
+        """
         # Differences first, precision after: coordinates far from the origin keep their digits.
         vectors = edge_vectors(graph).to(self.scale.dtype)
         distances = torch.sqrt((vectors * vectors).sum(dim=1))
@@ -157,10 +163,14 @@ class Potential(nn.Module):
         scalars = species @ self.bias
         noise, tensor = torch.zeros_like(scalars), torch.zeros_like(scalars[:, :0])
         n_tensors = 0
+        cut = Cut(harmonics, radial, [], [])
         features: list[Tensor] = []
         basis: list[Tensor] = []
         for layer, readout in zip(self.layers, self.readouts):  # noqa: B905 (TorchScript)
-            x = layer(x, species, harmonics, radial, graph.edge_index)
+            if parts is None:
+                x = layer(x, species, harmonics, radial, graph.edge_index)
+            else:
+                x = layer.in_parts(x, species, graph.edge_index, parts, cut)  # type: ignore[operator]
             features.append(x)
             out, t, hidden = readout(x)
             basis.append(hidden)
@@ -177,7 +187,38 @@ class Potential(nn.Module):
             basis=self.scale * torch.cat(basis, dim=1),
             features=features,
             species=species,
+            cut=None if parts is None else cut,
         )
+
+    def rejoined(self, energies: Tensor, cut: Cut, edge_index: Tensor, parts: list[Part]) -> Tensor:
+        """Numbers with the derivatives that K sums of energies have by the positions.
+
+        Parameters
+        ----------
+        energies : Tensor, (K, n_atoms), eV
+            Of `strata` with the same parts.
+        cut : Cut
+            Of the same strata.
+
+        Returns
+        -------
+        Tensor, (K,)
+            Only their derivatives mean something.
+        """
+        n = energies.shape[0]
+        by_harmonics = torch.stack([torch.zeros_like(cut.harmonics)] * n)
+        by_radial = torch.stack([torch.zeros_like(cut.radial)] * n)
+        by_sources: list[Tensor] = []  # of all layers after this one
+        for after in range(len(self.layers)):
+            # TorchScript has no reversed lists of modules.
+            for k, layer in enumerate(self.layers):
+                if k + after + 1 == len(self.layers):
+                    by_density = slopes_by_density(energies, cut, by_sources)
+                    slopes = layer.back(by_density, cut, k, edge_index, parts)  # type: ignore[operator]
+                    by_sources.insert(0, slopes[0])
+                    by_harmonics, by_radial = by_harmonics + slopes[1], by_radial + slopes[2]
+        angular = (cut.harmonics * by_harmonics).sum(dim=(1, 2))
+        return angular + (cut.radial * by_radial).sum(dim=(1, 2))
 
     def _noise(
         self, channels: Tensor, tensor: Tensor, graph: AtomicGraph
@@ -206,7 +247,7 @@ class Potential(nn.Module):
 
 
 def readout_weights(potential: Potential) -> Tensor:
-    """The weights that energies are linear in, (P,), in the order of `Potential.with_basis`.
+    """The weights that energies are linear in, (P,), in the order of `Strata.basis`.
 
     The last layer of each readout; the bias of each element is not among them, since labels do
     not say how an energy divides over the elements.

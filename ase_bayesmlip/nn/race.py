@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ase_bayesmlip.nn.angular import Irrep, component_positions, n_components
-from ase_bayesmlip.nn.interaction import Convolution, EquivariantLinear, SpeciesLinear
+from ase_bayesmlip.nn.interaction import SpeciesLinear
+from ase_bayesmlip.nn.layer import MessageLayer
 
 
-class RaceLayer(nn.Module):
+class RaceLayer(MessageLayer):
     """One message-passing iteration of the linear chain."""
 
     def __init__(
@@ -32,24 +33,14 @@ class RaceLayer(nn.Module):
         avg_n_neighbors: float,
         generator: torch.Generator,
     ) -> None:
-        super().__init__()
-        self.up = EquivariantLinear(irreps_in, channels, channels, generator)
-        self.convolution = Convolution(
+        super().__init__(
             irreps_in, irreps_out, channels, l_max, radial_widths, avg_n_neighbors, generator
         )
         self.product = SpeciesLinear(irreps_out, n_species, channels, channels, generator)
         self.skip = Skip(irreps_in, irreps_out, n_species, channels, generator)
 
-    def forward(
-        self,
-        features: Tensor,
-        species: Tensor,
-        harmonics: Tensor,
-        radial: Tensor,
-        edge_index: Tensor,
-    ) -> Tensor:
-        """(n_atoms, components in, channels) to (n_atoms, components out, channels)."""
-        density = self.convolution(self.up(features), harmonics, radial, edge_index)
+    def update(self, density: Tensor, features: Tensor, species: Tensor) -> Tensor:
+        """M[z_i] D_i + W_skip[z_i] A_i."""
         return self.product(density, species) + self.skip(features, species)
 
 

@@ -11,19 +11,15 @@ arXiv 2206.07697, with the symmetric contraction replaced by two successive prod
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ase_bayesmlip.nn.angular import Irrep, component_positions, edge_irreps
-from ase_bayesmlip.nn.interaction import (
-    ChannelProduct,
-    Convolution,
-    EquivariantLinear,
-    SpeciesLinear,
-)
+from ase_bayesmlip.nn.interaction import ChannelProduct, SpeciesLinear
+from ase_bayesmlip.nn.layer import MessageLayer
 from ase_bayesmlip.nn.race import Skip
 
 
-class RacePlusLayer(nn.Module):
+class RacePlusLayer(MessageLayer):
     """One message-passing iteration with density products up to third order."""
 
     take: Tensor
@@ -39,15 +35,13 @@ class RacePlusLayer(nn.Module):
         avg_n_neighbors: float,
         generator: torch.Generator,
     ) -> None:
-        super().__init__()
         density = edge_irreps(l_max)
         if not set(irreps_out) <= set(density):
             raise ValueError(
                 "race_plus needs hidden_irreps of natural parity, (-1)^l, and of degree at most "
                 f"l_max = {l_max}, such as '32x0e + 32x1o'; choose those or the backbone 'race'"
             )
-        self.up = EquivariantLinear(irreps_in, channels, channels, generator)
-        self.convolution = Convolution(
+        super().__init__(
             irreps_in, density, channels, l_max, radial_widths, avg_n_neighbors, generator
         )
         self.square = ChannelProduct(density, density, density, channels, True, generator)
@@ -56,16 +50,8 @@ class RacePlusLayer(nn.Module):
         self.product = SpeciesLinear(irreps_out, n_species, 3 * channels, channels, generator)
         self.skip = Skip(irreps_in, irreps_out, n_species, channels, generator)
 
-    def forward(
-        self,
-        features: Tensor,
-        species: Tensor,
-        harmonics: Tensor,
-        radial: Tensor,
-        edge_index: Tensor,
-    ) -> Tensor:
-        """(n_atoms, components in, channels) to (n_atoms, components out, channels)."""
-        density = self.convolution(self.up(features), harmonics, radial, edge_index)
+    def update(self, density: Tensor, features: Tensor, species: Tensor) -> Tensor:
+        """M[z_i] (D_i, Q_i, R_i) + W_skip[z_i] A_i."""
         square = self.square(density, density)
         cube = self.cube(square, density)
         low_orders = torch.cat([density, square], dim=2).index_select(1, self.take)

@@ -211,7 +211,7 @@ class StackedPotential(nn.Module):
         batch: Tensor,
         n_graphs: int,
     ) -> tuple[MemberOutput, Tensor, Record]:
-        """As `Potential.with_basis`, with the members in the place of its single head.
+        """As `Potential.forward`, with the members in the place of its single head.
 
         Parameters
         ----------
@@ -222,6 +222,7 @@ class StackedPotential(nn.Module):
         -------
         output : MemberOutput
         basis : Tensor, (members, n_atoms, P), eV
+            See `Strata`.
         record : Record
             For `gradients`.
         """

@@ -71,8 +71,9 @@ class Linearised(NamedTuple):
 def linearise_last_layer(potential: Potential, graph: AtomicGraph, labels: Labels) -> Linearised:
     """By the `readout_weights`: for a batch of structures at once, exact for any change of them."""
     leaf, positions, _ = with_derivative_inputs(graph, False)
-    output, basis = potential.with_basis(leaf)
-    outputs = outputs_of(output, [positions], graph, create_graph=False)
+    strata = potential.strata(leaf)
+    basis = strata.basis
+    outputs = outputs_of(potential.output(strata, leaf), [positions], graph, create_graph=False)
     # One derivative at a time: batched ones (is_grads_batched) took ten times as long.
     columns = [gradients(column.sum(), [positions], False)[0] for column in basis.unbind(1)]
     force_jacobian = -torch.stack(columns, dim=2).to(torch.float64)

@@ -31,7 +31,7 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 def test_energy_variances_are_in_closed_form(kind):
     state = laplace_state(kind)
     graph, _ = batch_of(state)
-    _, basis = state.run.potentials()[0].with_basis(graph)
+    basis = state.run.potentials()[0].strata(graph).basis
     per_structure, _ = jacobians(state)
     for n in (2, 3):  # whatever the number of draws
         found = serve(state, n)(graph, False, False)

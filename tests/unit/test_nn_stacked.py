@@ -177,7 +177,7 @@ def member_outputs(members, graph):
         "stress": [slope.stress for slope in slopes],
         "atomic_energies_var": [output.atomic_energies_var for output in outputs],
         "forces_cov": [output.forces_cov for output in outputs],
-        "basis": [member.with_basis(graph)[1].detach() for member in members],
+        "basis": [member.strata(graph).basis.detach() for member in members],
     }
     for name in ("atomic_energies_var", "forces_cov"):
         if fields[name][0] is not None:

@@ -1,0 +1,167 @@
+"""Structures whose edges are taken in parts, against the same as a whole."""
+
+import weakref
+
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ase_bayesmlip.config import LossConfig, ModelConfig
+from ase_bayesmlip.graph import Part, batch_graphs, sorted_by_centre, split_edges
+from ase_bayesmlip.nn.build import DataStatistics, build_potential
+from ase_bayesmlip.serving.archive import quiet_torchscript
+from ase_bayesmlip.serving.export import ServedModel
+from ase_bayesmlip.testing import graph_of
+
+CUTOFF = 4.0
+NAMES = ["cholesky", "ensemble", "iso", "laplace", "laplace_mixture", "mse", "nll_e", "point"]
+NAMES += ["race", "small", "evidential", "evidence", "evidential_laplace", "eip"]
+
+
+@pytest.fixture
+def graph(small_cell, ethanol, strained_co2):
+    """Several structures, atoms without neighbours among and after them, edges in any order."""
+    frames = [Atoms("H"), small_cell, ethanol, Atoms("H"), strained_co2, Atoms("O")]
+    graph = batch_graphs([graph_of(atoms, CUTOFF) for atoms in frames])
+    order = torch.randperm(graph.edge_shift.shape[0], generator=torch.Generator().manual_seed(0))
+    return graph._replace(edge_index=graph.edge_index[:, order], edge_shift=graph.edge_shift[order])
+
+
+@pytest.fixture
+def parts_of(eager):
+    """Function: served model -> the same, whose parts have some 20 edges."""
+    changed = []
+
+    def change(model):
+        changed.append((model, model.numbers_at_once))
+        model.numbers_at_once = 8 * 20 * model.numbers_per_edge
+        return model
+
+    yield change
+    for model, number in changed:
+        model.numbers_at_once = number
+
+
+# --- the cut --------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=60), st.integers(1, 70), st.integers(0, 3))
+def test_parts_hold_every_atom_and_its_edges_once(centres, size, n_more):
+    centre = torch.tensor(sorted(centres))
+    n_atoms = int(centre.max()) + 1 + n_more
+    parts = split_edges(centre, n_atoms, size)
+    assert [part.first_atom for part in parts] == [0, *(part.end_atom for part in parts[:-1])]
+    assert [part.first_edge for part in parts] == [0, *(part.end_edge for part in parts[:-1])]
+    assert (parts[-1].end_atom, parts[-1].end_edge) == (n_atoms, len(centre))
+    most = int(torch.bincount(centre).max())
+    for part in parts:
+        inside = centre[part.first_edge : part.end_edge]
+        assert len(inside) > 0
+        assert part.first_atom <= int(inside.min()) <= int(inside.max()) < part.end_atom
+        assert len(inside) < size + most
+
+
+def test_parts_of_a_chain():
+    centre = torch.tensor([1, 1, 1, 1, 2, 2, 4])
+    assert split_edges(centre, 6, 3) == [Part(0, 4, 0, 6), Part(4, 6, 6, 7)]
+
+
+def test_sorting_keeps_what_an_edge_is(graph):
+    found = sorted_by_centre(graph)
+    assert (found.edge_index[0, 1:] >= found.edge_index[0, :-1]).all()
+
+    def edges(graph):
+        return sorted(torch.cat([graph.edge_index.T, graph.edge_shift], dim=1).tolist())
+
+    assert edges(found) == edges(graph)
+
+
+# --- the same numbers -----------------------------------------------------------------------------
+
+
+def assert_same(found, expected):
+    for name, one, other in zip(expected._fields, found, expected, strict=True):
+        if other is None:
+            assert one is None, name
+            continue
+        size = max(float(other.abs().max()), 1e-9)
+        # A spread is a difference of energies that have their reference energies in them.
+        assert float((one - other).abs().max()) <= 1e-10 * size, name
+
+
+@pytest.mark.parametrize("force_spread", [True, False])
+@pytest.mark.parametrize("stress", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_parts_say_what_the_whole_says(name, stress, force_spread, eager, graph, parts_of):
+    model = eager(name)
+    assert model.in_parts(graph)[1] is None
+    expected = model(graph, stress, True, force_spread)
+    model = parts_of(model)
+    assert len(model.in_parts(graph)[1]) > 10
+    assert_same(model(graph, stress, True, force_spread), expected)
+
+
+@pytest.mark.parametrize("name", ["laplace_mixture", "evidential", "race"])
+def test_programs_take_parts_too(name, eager, graph, parts_of):
+    expected = eager(name)(graph, True, True)
+    with quiet_torchscript():
+        program = torch.jit.freeze(torch.jit.script(parts_of(eager(name)).eval()))
+    for _ in range(3):  # the first calls specialise it
+        assert_same(program(graph, True, True), expected)
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+class Kept:
+    """Numbers that autograd keeps for derivatives: at most at once."""
+
+    def __init__(self):
+        self.now = self.most = 0
+        self.storages = {}
+
+    def pack(self, tensor):
+        key = tensor.untyped_storage().data_ptr()
+        count, size = self.storages.get(key, (0, tensor.untyped_storage().nbytes() // 8))
+        self.storages[key] = count + 1, size
+        self.now += size if count == 0 else 0
+        self.most = max(self.most, self.now)
+        held = Held(tensor)
+        weakref.finalize(held, self.release, key)
+        return held
+
+    def release(self, key):
+        count, size = self.storages[key]
+        self.storages[key] = count - 1, size
+        if count == 1:
+            self.now -= size
+            del self.storages[key]
+
+
+class Held:
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+@pytest.mark.parametrize("backbone", ["race", "race_plus"])
+def test_parts_keep_less_and_the_estimate_is_right(backbone):
+    config = ModelConfig(backbone=backbone, hidden_irreps="8x0e + 8x1o + 8x2e", cutoff=5.0)
+    statistics = DataStatistics([8, 12], [0.0, 0.0], 50.0, 1.0)
+    model = ServedModel([build_potential(config, LossConfig(kind="nll_jef"), statistics, 0)], {})
+    model.requires_grad_(False)
+    graph = graph_of(bulk("MgO", "rocksalt", 4.2, cubic=True).repeat(3), 5.0)
+    n_edges = graph.edge_index.shape[1]
+    model.numbers_at_once = n_edges * model.numbers_per_edge
+    most = []
+    for _ in range(2):
+        kept = Kept()
+        with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda held: held.tensor):
+            model(graph, True, False)
+        most.append(kept.most)
+        model.numbers_at_once -= 1
+    assert len(model.in_parts(graph)[1]) == pytest.approx(8, abs=1)
+    assert most[1] < 0.3 * most[0]
+    assert 0.3 < most[0] / (n_edges * model.numbers_per_edge) < 1.0
