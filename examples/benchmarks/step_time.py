@@ -47,7 +47,7 @@ POSTERIORS = {
     "evidential": (0, "evidential", ", e²IP"),
 }
 MACE_OPTIONS = {"plain": "", "compile": ", torch.compile", "cueq": ", cuEquivariance"}
-# Cases that take many seconds a step at this size.
+# Atoms beyond which a committee of MACE takes most of a minute a step.
 LARGE = 1000
 
 
@@ -159,19 +159,16 @@ def mace_case(
 def all_cases(
     frames: str, atoms: Atoms, worker: MaceWorker | None, arguments: argparse.Namespace
 ) -> list[Case]:
-    """The cases of a system, without those that take very long there."""
-    large = len(atoms) > LARGE and not arguments.all
+    """The cases of a system, without a committee of MACE where it takes very long."""
     cases = []
     if worker is not None:
         options = ["plain", *arguments.mace_also]
         cases += [mace_case(worker, atoms, 1, option, arguments) for option in options]
-        if not large:
+        if len(atoms) <= LARGE or arguments.all:
             cases.append(mace_case(worker, atoms, 8, "plain", arguments))
     for backend in arguments.backends:
         asked = [(n_members, "ensemble") for n_members in arguments.members]
         asked += [(1, posterior) for posterior in arguments.posteriors]
-        if large and backend == "torchscript":
-            asked = asked[:1]
         for n_members, posterior in asked:
             cases.append(our_case(frames, atoms, n_members, posterior, backend, arguments))
     return cases
@@ -240,7 +237,9 @@ def arguments_of_command() -> argparse.Namespace:
         default=[],
         help="MACE's single model compiled or with cuEquivariance, too",
     )
-    parser.add_argument("--all", action="store_true", help="also the cases that take very long")
+    parser.add_argument(
+        "--all", action="store_true", help="also MACE's committee where it takes very long"
+    )
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument(
         "--seconds", type=float, default=300.0, help="per system, at least 5 rounds"
