@@ -104,9 +104,9 @@ def split_edges(centre: Tensor, n_atoms: int, size: int) -> list[Part]:
 
     Parameters
     ----------
-    centre : Tensor of int64, (n_edges,), ascending
+    centre : Tensor of int64, (n_edges,), ascending, at least one
     size : int
-        A part exceeds it by less than the neighbours of its first atom.
+        A part exceeds it by less than the neighbours of its first atom that has any.
     """
     atoms = torch.unique_consecutive(centre[::size])
     atoms[:1] = 0

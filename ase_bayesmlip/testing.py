@@ -112,7 +112,7 @@ def assert_equivariant_prediction(
 
 
 def _present(names: Collection[str], *predictions: dict[str, np.ndarray]) -> list[str]:
-    """Those of the names that every prediction has, in its order: the first to fail is reported."""
+    """Those of the names that every prediction has, in the order of `Prediction`."""
     common = set(names).intersection(*predictions)
     return [name for name in Prediction._fields if name in common]
 

@@ -31,8 +31,9 @@ from ase_bayesmlip.posterior_config import (
     LaplaceConfig,
     PointConfig,
 )
-from ase_bayesmlip.serving.export import ServedModel, export_members
+from ase_bayesmlip.serving.export import export_members
 from ase_bayesmlip.serving.runtime import load_model
+from ase_bayesmlip.serving.served_model import ServedModel
 
 DATA = Path(__file__).parents[1] / "data"
 REFERENCE_ENERGIES = {1: -13.6, 6: -1027.5, 8: -2041.9}

@@ -11,7 +11,7 @@ from ase_bayesmlip.datasets import read_frames
 from ase_bayesmlip.nn.build import build_potential
 from ase_bayesmlip.posteriors import laplace
 from ase_bayesmlip.posteriors.members import TrainedMembers
-from ase_bayesmlip.serving.export import ServedModel
+from ase_bayesmlip.serving.served_model import ServedModel
 from ase_bayesmlip.training.curvature import linearise_last_layer
 from ase_bayesmlip.training.data import GraphDataset, load_training_data
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 
 from ase_bayesmlip.config import LossConfig, ModelConfig
 from ase_bayesmlip.nn.angular import Irrep, parse_irreps
 from ase_bayesmlip.nn.evidential_potential import ComponentPotential, EvidentialPotential
+from ase_bayesmlip.nn.layer import MessageLayer
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.nn.race import RaceLayer
 from ase_bayesmlip.nn.race_plus import RacePlusLayer
@@ -118,7 +118,7 @@ def _layers(
     channels: int,
     statistics: DataStatistics,
     generator: torch.Generator,
-) -> list[nn.Module]:
+) -> list[MessageLayer]:
     inputs = [[Irrep(0, 1)], *irreps[:-1]]
     layer = RaceLayer if model.backbone == "race" else RacePlusLayer
     return [

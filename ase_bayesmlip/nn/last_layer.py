@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ase_bayesmlip.graph import AtomicGraph, Part
-from ase_bayesmlip.nn.layer import Cut
+from ase_bayesmlip.nn.cut import Cut
 from ase_bayesmlip.nn.potential import Potential, Strata
 from ase_bayesmlip.prediction import MemberOutput
 
@@ -38,6 +38,7 @@ class LastLayerPotential(nn.Module):
         self.potential = potential
         self.has_energy_noise = potential.has_energy_noise
         self.covariance = potential.covariance
+        self.numbers_per_edge = potential.numbers_per_edge
         self.register_buffer("factor", factor)
         self.register_buffer("deviations", draws)
 
@@ -59,9 +60,9 @@ class LastLayerPotential(nn.Module):
         output = self.potential.output(strata, graph)
         return with_uncertain_readout(output, strata.basis, self.factor, self.deviations)
 
-    def rejoined(self, energies: Tensor, cut: Cut, edge_index: Tensor, parts: list[Part]) -> Tensor:
+    def rejoined(self, energies: Tensor, cut: Cut) -> Tensor:
         """See `Potential.rejoined`."""
-        return self.potential.rejoined(energies, cut, edge_index, parts)
+        return self.potential.rejoined(energies, cut)
 
 
 def with_uncertain_readout(

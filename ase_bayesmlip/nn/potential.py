@@ -2,8 +2,8 @@
 
 The site energy is stratified: e_i = Σ_t o_i^(t), one readout per layer, and each further layer of
 message passing adds a stratum of higher body order (arXiv 2510.03046, Figure 1). `derivatives`
-turns energies into forces and stress; where the edges are taken in parts (`layer`), `rejoined`
-comes before it.
+turns energies into forces and stress; where the edges are taken in parts (`cut`), `rejoined` comes
+before it.
 """
 
 from typing import NamedTuple
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from ase_bayesmlip.graph import AtomicGraph, Part, edge_vectors
 from ase_bayesmlip.nn.angular import Irrep, SphericalHarmonics
+from ase_bayesmlip.nn.cut import Cut, slopes_by_density
 from ase_bayesmlip.nn.heads import COVARIANCE_SCALARS, LayerReadout, NoiseHeads
-from ase_bayesmlip.nn.layer import Cut, slopes_by_density
+from ase_bayesmlip.nn.layer import MessageLayer
 from ase_bayesmlip.nn.radial import RadialBasis
 from ase_bayesmlip.prediction import MemberOutput
 
@@ -37,7 +38,7 @@ class Strata(NamedTuple):
         After each layer.
     species : Tensor, (n_atoms, n_species), one-hot
     cut : Cut or None
-        Where the autograd graph was cut.
+        Where the autograd graph was cut; None where it was not.
     """
 
     energies: Tensor
@@ -54,8 +55,7 @@ class Potential(nn.Module):
 
     Parameters
     ----------
-    layers : list of nn.Module
-        Each maps (features, species, harmonics, radial, edge_index) to new features.
+    layers : list of MessageLayer
     irreps : list of list of Irrep
         Irreps of the features after each layer.
     channels : int
@@ -78,7 +78,7 @@ class Potential(nn.Module):
 
     def __init__(
         self,
-        layers: list[nn.Module],
+        layers: list[MessageLayer],
         irreps: list[list[Irrep]],
         channels: int,
         atomic_numbers: list[int],
@@ -111,6 +111,7 @@ class Potential(nn.Module):
             torch.randn(len(atomic_numbers), channels, generator=generator, dtype=torch.float64)
         )
         self.layers = nn.ModuleList(layers)
+        self.numbers_per_edge = sum(layer.numbers_per_edge for layer in layers)
         self.readouts = nn.ModuleList(
             LayerReadout(item, channels, readout_hidden, n_scalars, has_tensor, generator)
             for item in irreps
@@ -150,7 +151,8 @@ class Potential(nn.Module):
         Parameters
         ----------
         parts : list of Part or None
-            If given, edges are taken so, and `rejoined` must come before any derivative.
+            If given, edges, which must be sorted by centre, are taken so. Derivatives of the
+            result are zero then, but for those of what `rejoined` makes of it.
         """
         # Differences first, precision after: coordinates far from the origin keep their digits.
         vectors = edge_vectors(graph).to(self.scale.dtype)
@@ -163,14 +165,15 @@ class Potential(nn.Module):
         scalars = species @ self.bias
         noise, tensor = torch.zeros_like(scalars), torch.zeros_like(scalars[:, :0])
         n_tensors = 0
-        cut = Cut(harmonics, radial, [], [])
+        in_parts: list[Part] = [] if parts is None else parts
+        cut = Cut(graph.edge_index, in_parts, harmonics, radial, [], [])
         features: list[Tensor] = []
         basis: list[Tensor] = []
         for layer, readout in zip(self.layers, self.readouts):  # noqa: B905 (TorchScript)
             if parts is None:
                 x = layer(x, species, harmonics, radial, graph.edge_index)
             else:
-                x = layer.in_parts(x, species, graph.edge_index, parts, cut)  # type: ignore[operator]
+                x = layer.in_parts(x, species, cut)  # type: ignore[operator]
             features.append(x)
             out, t, hidden = readout(x)
             basis.append(hidden)
@@ -190,15 +193,14 @@ class Potential(nn.Module):
             cut=None if parts is None else cut,
         )
 
-    def rejoined(self, energies: Tensor, cut: Cut, edge_index: Tensor, parts: list[Part]) -> Tensor:
+    def rejoined(self, energies: Tensor, cut: Cut) -> Tensor:
         """Numbers with the derivatives that K sums of energies have by the positions.
 
         Parameters
         ----------
         energies : Tensor, (K, n_atoms), eV
-            Of `strata` with the same parts.
         cut : Cut
-            Of the same strata.
+            Of the strata that they belong to.
 
         Returns
         -------
@@ -214,9 +216,10 @@ class Potential(nn.Module):
             for k, layer in enumerate(self.layers):
                 if k + after + 1 == len(self.layers):
                     by_density = slopes_by_density(energies, cut, by_sources)
-                    slopes = layer.back(by_density, cut, k, edge_index, parts)  # type: ignore[operator]
-                    by_sources.insert(0, slopes[0])
-                    by_harmonics, by_radial = by_harmonics + slopes[1], by_radial + slopes[2]
+                    by_source = layer.back(  # type: ignore[operator]
+                        by_density, cut.sources[k], cut, by_harmonics, by_radial
+                    )
+                    by_sources.insert(0, by_source)
         angular = (cut.harmonics * by_harmonics).sum(dim=(1, 2))
         return angular + (cut.radial * by_radial).sum(dim=(1, 2))
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ase_bayesmlip.nn.angular import Irrep
+from ase_bayesmlip.nn.convolution import Convolution
 from ase_bayesmlip.nn.couplings import Couplings, couplings
 from ase_bayesmlip.nn.dense_geometry import Surroundings
 from ase_bayesmlip.nn.fused import (
@@ -27,7 +28,6 @@ from ase_bayesmlip.nn.fused import (
 from ase_bayesmlip.nn.heads import LayerReadout
 from ase_bayesmlip.nn.interaction import (
     ChannelProduct,
-    Convolution,
     EquivariantLinear,
     PathLinear,
     SpeciesLinear,

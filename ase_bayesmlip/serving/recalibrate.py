@@ -14,8 +14,9 @@ from ase_bayesmlip.calibration.scaling import Factors, scaled_results
 from ase_bayesmlip.card import ModelCard, read_card
 from ase_bayesmlip.serving.archive import quiet_torchscript, write_served
 from ase_bayesmlip.serving.compiler import rebuild_members
-from ase_bayesmlip.serving.export import ServedModel, script
+from ase_bayesmlip.serving.export import script
 from ase_bayesmlip.serving.runtime import load_model
+from ase_bayesmlip.serving.served_model import ServedModel
 from ase_bayesmlip.serving.variance_scaling import set_factors, total_factors
 
 

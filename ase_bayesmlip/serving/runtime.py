@@ -152,6 +152,8 @@ def load_model(
             f"the file was written with torch {card.versions.get('torch', 'unknown')}"
         ) from error
     _cast(module, DTYPES[dtype])
+    if target.type == "cuda" and hasattr(module, "numbers_at_once"):  # older files take all at once
+        module.numbers_at_once = _numbers_that_fit(target, DTYPES[dtype])
     with quiet_torchscript():
         module = torch.jit.freeze(module.to(target).eval())
     program = None if backend == "torchscript" else _compiled_program(path, card, target, dtype)
@@ -210,6 +212,11 @@ def find_device(device: str | torch.device) -> torch.device:
 
 # Buffers that stay in float64: reference energies dwarf the rest, and moments are in float64.
 IN_FLOAT64 = ("reference_energies", "variance_scaling")
+
+
+def _numbers_that_fit(device: torch.device, dtype: torch.dtype) -> int:
+    """How many a step may hold on a GPU: those of half its memory, the same in every run."""
+    return torch.cuda.get_device_properties(device).total_memory // (2 * dtype.itemsize)
 
 
 def _cast(module: Any, dtype: torch.dtype) -> None:

@@ -8,6 +8,7 @@ import torch
 from ase import Atoms
 
 from ase_bayesmlip.prediction import Prediction, to_results
+from ase_bayesmlip.serving import runtime
 from ase_bayesmlip.serving.runtime import load_model, quiet_torchscript
 from ase_bayesmlip.testing import (
     TOLERANCE,
@@ -351,7 +352,12 @@ def test_predictions_hold_no_autograd_graph(loaded, strained_co2):
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", ["ensemble", "race"])
-def test_gpu_gives_what_the_cpu_gives(loaded, served, ethanol, strained_co2, name, dtype):
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_gpu_gives_what_the_cpu_gives(
+    monkeypatch, loaded, served, ethanol, strained_co2, name, dtype, in_parts
+):
+    if in_parts:
+        monkeypatch.setattr(runtime, "_numbers_that_fit", lambda device, dtype: 1)
     model = load_model(served(name), device="cuda", dtype=dtype)
     check_served_model(model, ethanol, strained_co2)
     for atoms in (ethanol, strained_co2):

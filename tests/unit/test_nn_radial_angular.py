@@ -23,9 +23,9 @@ from ase_bayesmlip.nn.angular import (
     n_components,
     parse_irreps,
 )
+from ase_bayesmlip.nn.convolution import Convolution
 from ase_bayesmlip.nn.interaction import (
     ChannelProduct,
-    Convolution,
     EquivariantLinear,
     SpeciesLinear,
 )

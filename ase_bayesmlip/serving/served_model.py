@@ -1,0 +1,205 @@
+"""The mixture of posterior samples that a served file holds: graph -> `Prediction`.
+
+It mixes concrete potentials by the law of total variance (`mixture`) and does not know how the
+samples were obtained.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ase_bayesmlip.graph import AtomicGraph, Part, sorted_by_centre, split_edges
+from ase_bayesmlip.nn.derivatives import (
+    gradients,
+    stress_from_strain_gradient,
+    with_derivative_inputs,
+    without_graph,
+)
+from ase_bayesmlip.nn.last_layer import LastLayerPotential
+from ase_bayesmlip.nn.potential import MAX_ATOMIC_NUMBER, Potential
+from ase_bayesmlip.prediction import MemberOutput, Prediction
+from ase_bayesmlip.serving.mixture import Means, OwnSpread, mix
+from ase_bayesmlip.serving.variance_scaling import VarianceScaling
+
+# Numbers that a step may hold for the derivatives of a member: 8 GiB in float32. Beyond it edges
+# are taken in parts of an eighth, which takes 1.3 to 1.7 times as long.
+NUMBERS_AT_ONCE = 2**31
+
+
+class ServedModel(nn.Module):
+    """A mixture of potentials: graph -> `Prediction`.
+
+    Parameters
+    ----------
+    members : sequence of Potential or LastLayerPotential
+        Samples of the posterior, in float64.
+    reference_energies : dict of int to float, eV
+    """
+
+    reference_energies: Tensor
+
+    def __init__(
+        self,
+        members: Sequence[Potential | LastLayerPotential],
+        reference_energies: dict[int, float],
+    ) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        table = torch.zeros(MAX_ATOMIC_NUMBER + 1, dtype=torch.float64)
+        for number, energy in reference_energies.items():
+            table[number] = energy
+        self.register_buffer("reference_energies", table)
+        self.numbers_at_once = NUMBERS_AT_ONCE
+        self.numbers_per_edge = members[0].numbers_per_edge
+        self.variance_scaling = VarianceScaling()
+
+    def forward(
+        self, graph: AtomicGraph, stress: bool, members: bool, force_spread: bool = True
+    ) -> Prediction:
+        """Mean and covariance of the posterior for a batch of structures.
+
+        Parameters
+        ----------
+        graph : AtomicGraph
+        stress : bool
+            Whether to compute stress; structures without a volume get zero.
+        members : bool
+            Whether to return each sample's energies, forces and stress.
+        force_spread : bool
+            Whether to compute the epistemic covariance of forces and stress where that takes
+            derivatives of its own (`MemberOutput.draws`), and the matrices of evidential laws;
+            elsewhere it is always there.
+        """
+        outputs: list[MemberOutput] = []
+        energies: list[Tensor] = []
+        forces: list[Tensor] = []
+        stresses: list[Tensor] = []
+        draw_forces: list[Tensor] = []
+        draw_stresses: list[Tensor] = []
+        energy_noise: list[Tensor | None] = []
+        force_noise: list[Tensor | None] = []
+        graph, parts = self.divided(graph)
+        for member in self.members:
+            leaf, positions, strain = with_derivative_inputs(graph, stress)
+            leaves = [positions, strain] if stress else [positions]
+            strata = member.strata(leaf, parts)  # type: ignore[operator]
+            output = member.output(strata, leaf, force_spread)  # type: ignore[operator]
+            wanted, draws = output.atomic_energies, output.draws
+            if draws is not None and force_spread:
+                wanted = torch.cat([wanted, draws])
+            totals, cut = wanted.sum(dim=1), strata.cut
+            if cut is not None:
+                totals = member.rejoined(wanted, cut)  # type: ignore[operator]
+            force, sigma = derivatives(totals, leaves, graph.cell)
+            forces.append(force[:1])
+            stresses.append(sigma[:1])
+            if draws is not None and force_spread:
+                draw_forces.append(force[1:])
+                draw_stresses.append(sigma[1:])
+            # Nothing that is kept may keep the activations of a member alive.
+            output = without_graph(output)
+            del strata, cut, wanted, draws, totals, leaf
+            energies.append(output.atomic_energies.to(torch.float64))
+            energy_noise.append(output.atomic_energies_var)
+            force_noise.append(output.forces_cov)
+            outputs.append(output)
+        all_stresses: Tensor | None = None
+        if stress:
+            all_stresses = torch.cat(stresses)
+        prediction = mix(
+            graph,
+            self.reference_energies,
+            Means(torch.cat(energies), torch.cat(forces), all_stresses),
+            own_spread(outputs, draw_forces, draw_stresses, stress),
+            mean_noise(energy_noise),
+            mean_noise(force_noise),
+            members,
+        )
+        return self.variance_scaling(graph.atomic_numbers, prediction)
+
+    def divided(self, graph: AtomicGraph) -> tuple[AtomicGraph, list[Part] | None]:
+        """The graph, and in which parts to take its edges, which it has in order then.
+
+        None where memory is enough for all of them.
+        """
+        kept = graph.edge_index.shape[1] * self.numbers_per_edge
+        if kept <= self.numbers_at_once:
+            return graph, None
+        graph = sorted_by_centre(graph)
+        size = max(self.numbers_at_once // (8 * self.numbers_per_edge), 1)
+        return graph, split_edges(graph.edge_index[0], graph.positions.shape[0], size)
+
+
+def derivatives(totals: Tensor, leaves: list[Tensor], cell: Tensor) -> tuple[Tensor, Tensor]:
+    """Of K sums of energies: forces (K, n_atoms, 3) and stress (K, n_graphs, 3, 3).
+
+    Without a strain among the leaves the second tensor is empty.
+    """
+    forces: list[Tensor] = []
+    stresses: list[Tensor] = []
+    for k in range(totals.shape[0]):
+        slopes = gradients(totals[k], leaves, False)
+        forces.append(-slopes[0])
+        if len(leaves) > 1:
+            stresses.append(stress_from_strain_gradient(slopes[1], cell))
+    stress = torch.stack(stresses) if len(stresses) > 0 else cell[:0]
+    return torch.stack(forces), stress
+
+
+def own_spread(
+    outputs: list[MemberOutput], forces: list[Tensor], stresses: list[Tensor], stress: bool
+) -> OwnSpread | None:
+    """What the members know of their own uncertainty, stacked; None if they know nothing."""
+    directions: list[Tensor | None] = []
+    independent: list[Tensor | None] = []
+    covariances: list[Tensor | None] = []
+    traces: list[Tensor | None] = []
+    dofs: list[Tensor | None] = []
+    draws: list[Tensor | None] = []
+    for output in outputs:
+        directions.append(output.directions)
+        draws.append(output.draws)
+        independent.append(_first(output.atomic_energies_var_epistemic))
+        covariances.append(_first(output.forces_cov_epistemic))
+        traces.append(_first(output.forces_trace_epistemic))
+        dofs.append(_first(output.forces_dof))
+    all_directions, all_traces = stacked(directions), stacked(traces)
+    if all_directions is None and all_traces is None:
+        return None
+    all_forces: Tensor | None = None
+    all_stresses: Tensor | None = None
+    if len(forces) > 0:
+        all_forces = torch.stack(forces)
+        if stress:
+            all_stresses = torch.stack(stresses)
+    return OwnSpread(
+        all_directions,
+        stacked(independent),
+        stacked(covariances),
+        all_traces,
+        stacked(dofs),
+        stacked(draws),
+        all_forces,
+        all_stresses,
+    )
+
+
+def _first(heads: Tensor | None) -> Tensor | None:
+    """Of the one head that every potential has."""
+    return None if heads is None else heads[0]
+
+
+def stacked(parts: list[Tensor | None]) -> Tensor | None:
+    """Tensors of all members in float64, (S, ...); None where they are unknown."""
+    known: list[Tensor] = []
+    for part in parts:
+        if part is not None:
+            known.append(part.detach().to(torch.float64))
+    return torch.stack(known) if len(known) > 0 else None
+
+
+def mean_noise(parts: list[Tensor | None]) -> Tensor | None:
+    """Average of the members' (K, ...) noise in float64; None where it is not trained."""
+    known = stacked(parts)
+    return None if known is None else known.mean(dim=(0, 1))
