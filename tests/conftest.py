@@ -11,6 +11,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.io import read
+from hypothesis import settings
 from noise import wake_noise
 
 from ase_bayesmlip.calculator import BayesianCalculator
@@ -34,6 +35,12 @@ from ase_bayesmlip.posterior_config import (
 from ase_bayesmlip.serving.export import export_members
 from ase_bayesmlip.serving.runtime import load_model
 from ase_bayesmlip.serving.served_model import ServedModel
+
+# Property tests try the same cases every time, so that a failure is due to a change; to try others:
+# HYPOTHESIS_PROFILE=search pytest
+settings.register_profile("repeat", derandomize=True, deadline=None)
+settings.register_profile("search", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 
 DATA = Path(__file__).parents[1] / "data"
 REFERENCE_ENERGIES = {1: -13.6, 6: -1027.5, 8: -2041.9}

@@ -35,7 +35,8 @@ def test_moments_agree_with_numpy(seed, n_samples):
     samples = np.random.default_rng(seed).normal(size=(n_samples, 5, 3))
     variance = sample_variance(torch.tensor(samples)).numpy()
     covariance = sample_covariance(torch.tensor(samples)).numpy()
-    np.testing.assert_allclose(variance, np.var(samples, axis=0, ddof=1), rtol=1e-12)
+    expected = np.var(samples, axis=0, ddof=1)
+    np.testing.assert_allclose(variance, expected, rtol=1e-12, atol=1e-14)
     for atom in range(5):
         expected = np.cov(samples[:, atom], rowvar=False)
         np.testing.assert_allclose(covariance[atom], expected, rtol=1e-12, atol=1e-14)
