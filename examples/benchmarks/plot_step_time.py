@@ -61,7 +61,7 @@ def draw_system(ax: Axes, lines: list[dict[str, Any]], title: str) -> None:
         if series == ("MACE", "plain", ""):
             ax.axhline(medians[0], color=colour, lw=0.8, ls=":")
             ax.annotate(
-                "one MACE model",
+                "one MACE",
                 (1, medians[0]),
                 (0, -3),
                 xycoords=("axes fraction", "data"),
