@@ -106,7 +106,11 @@ def program_of(model):
 @pytest.mark.parametrize("name", ["laplace_mixture", "evidential", "race"])
 def test_programs_take_parts_too(name, eager, graph):
     expected = eager(name)(graph, True, True)
-    program = program_of(in_parts(eager(name)))
+    with quiet_torchscript():
+        module = torch.jit.script(eager(name).eval())
+        in_parts(module)  # as loading for a GPU does
+        assert len(module.divided(graph)[1]) > 10
+        program = torch.jit.freeze(module)
     for _ in range(3):  # the first calls specialise it, also to what has no need of parts
         program(graph_of(Atoms("H"), CUTOFF), True, True)
     for _ in range(3):
