@@ -1,5 +1,7 @@
 """What the layers of all backbones have in common: messages of the neighbours, then an update."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ from ase_bayesmlip.nn.cut import Cut
 from ase_bayesmlip.nn.interaction import EquivariantLinear
 
 
-class MessageLayer(nn.Module):
+class MessageLayer(nn.Module, ABC):
     """D_i = convolution(W_up A)_i, then A'_i = update(D_i, A_i, z_i), which a backbone defines.
 
     Parameters
@@ -67,6 +69,6 @@ class MessageLayer(nn.Module):
         """Derivatives by what this layer sends; see `Convolution.back`."""
         return self.convolution.back(by_density, source, cut, by_harmonics, by_radial)
 
+    @abstractmethod
     def update(self, density: Tensor, features: Tensor, species: Tensor) -> Tensor:
         """New features of every atom, (n_atoms, components out, channels)."""
-        raise NotImplementedError

@@ -210,13 +210,13 @@ def find_device(device: str | torch.device) -> torch.device:
     return target
 
 
-# Buffers that stay in float64: reference energies dwarf the rest, and moments are in float64.
-IN_FLOAT64 = ("reference_energies", "variance_scaling")
-
-
 def _numbers_that_fit(device: torch.device, dtype: torch.dtype) -> int:
     """How many a step may hold on a GPU: those of half its memory, the same in every run."""
     return torch.cuda.get_device_properties(device).total_memory // (2 * dtype.itemsize)
+
+
+# Buffers that stay in float64: reference energies dwarf the rest, and moments are in float64.
+IN_FLOAT64 = ("reference_energies", "variance_scaling")
 
 
 def _cast(module: Any, dtype: torch.dtype) -> None:

@@ -23,7 +23,7 @@ from ase_bayesmlip.serving.mixture import Means, OwnSpread, mix
 from ase_bayesmlip.serving.variance_scaling import VarianceScaling
 
 # Numbers that a step may hold for the derivatives of a member: 8 GiB in float32. Beyond it edges
-# are taken in parts of an eighth, which takes 1.2 to 1.4 times as long.
+# are taken in parts of an eighth, which takes 1.2 to 1.5 times as long.
 NUMBERS_AT_ONCE = 2**31
 
 
