@@ -18,10 +18,10 @@ from ase.outputs import Properties, all_outputs
 
 from ase_bayesmlip.card import ModelCard
 from ase_bayesmlip.graph import AtomicGraph
-from ase_bayesmlip.neighbors import NeighborList, atomic_graph, has_lattice
 from ase_bayesmlip.prediction import to_results
 from ase_bayesmlip.serving.runtime import LoadedModel, load_model
-from ase_bayesmlip.structure_checks import check_distances, check_structure
+from ase_bayesmlip.structures.checks import check_distances, check_structure
+from ase_bayesmlip.structures.neighbors import NeighborList, atomic_graph, has_lattice
 
 MEAN = ["energy", "free_energy", "energies", "forces", "stress"]
 SPLIT = ["energy_var", "energies_var", "forces_cov"]
@@ -73,7 +73,7 @@ class BayesianCalculator(Calculator):
     Notes
     -----
     On the CPU the process keeps the memory of one step for the next, unless glibc's own variables
-    say otherwise (`allocator.keep_freed_memory`).
+    say otherwise (`nn.allocator.keep_freed_memory`).
 
     Results are float64 arrays of their own, in eV and Å; the README has the table of keys, shapes
     and units. `export_properties` passes on the names that ASE knows, so trajectories, databases

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from ase import Atoms
 
-from ase_bayesmlip.neighbors import graph_of
 from ase_bayesmlip.prediction import VOIGT_COLUMNS, VOIGT_ROWS, Prediction
 from ase_bayesmlip.serving.runtime import LoadedModel
+from ase_bayesmlip.structures.neighbors import graph_of
 
 # Relative tolerance of an identity that holds exactly in real arithmetic.
 TOLERANCE = {"float32": 2e-4, "float64": 1e-8}

@@ -23,15 +23,15 @@ from ase_bayesmlip.config import (
     ModelConfig,
     TrainingConfig,
 )
-from ase_bayesmlip.nn.build import DataStatistics, build_potential
-from ase_bayesmlip.nn.last_layer import LastLayerPotential
-from ase_bayesmlip.nn.potential import readout_weights
-from ase_bayesmlip.posterior_config import (
+from ase_bayesmlip.config.posterior import (
     EnsembleConfig,
     EvidentialConfig,
     LaplaceConfig,
     PointConfig,
 )
+from ase_bayesmlip.nn.build import DataStatistics, build_potential
+from ase_bayesmlip.nn.last_layer import LastLayerPotential
+from ase_bayesmlip.nn.potential import readout_weights
 from ase_bayesmlip.serving.export import export_members
 from ase_bayesmlip.serving.runtime import load_model
 from ase_bayesmlip.serving.served_model import ServedModel

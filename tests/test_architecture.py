@@ -10,31 +10,12 @@ PACKAGE = "ase_bayesmlip"
 
 # Imports point down: a module sees its own layer and those below.
 LAYERS = [
-    {
-        "_version",
-        "graph",
-        "prediction",
-        "card",
-        "config",
-        "loss_config",
-        "posterior_config",
-        "inspection",
-        "strict",
-    },
-    {
-        "allocator",
-        "native",
-        "neighbors",
-        "statistics",
-        "linear_gaussian",
-        "metrics",
-        "nn",
-        "structure_checks",
-    },
-    {"datasets", "training", "calibration"},
+    {"_version", "graph", "prediction", "card", "config"},
+    {"nn", "structures", "metrics", "statistics"},
+    {"training", "calibration"},
     {"posteriors", "serving"},
-    {"calculator", "md", "active", "evaluation", "recalibration"},
-    {"cli", "calibrate_command", "evaluate_command", "plots", "report", "demo"},
+    {"calculator", "md", "active", "engines", "foreign", "evaluation"},
+    {"cli", "report", "__main__"},
 ]
 FREE = {"__init__", "testing"}
 
@@ -42,11 +23,6 @@ FREE = {"__init__", "testing"}
 FORBIDDEN = {
     "card": ["torch"],
     "config": ["torch"],
-    "loss_config": ["torch"],
-    "posterior_config": ["torch"],
-    "inspection": ["torch"],
-    "strict": ["torch"],
-    "allocator": ["torch"],
     "metrics": ["torch"],
     "evaluation": ["torch", "ase_bayesmlip.posteriors", "ase_bayesmlip.training"],
     "calibration": ["torch"],
@@ -55,13 +31,13 @@ FORBIDDEN = {
     "serving": ["ase_bayesmlip.posteriors", "ase_bayesmlip.training"],
 }
 # Parts that see nothing of learning and inference but the loader of served files.
-ONLY_RUNTIME = {"calculator", "active", "md"}
+ONLY_RUNTIME = {"calculator", "active", "engines", "foreign", "md"}
 
 MAX_MODULE_LINES = 330
 MAX_BODY_LINES = 50
 
 # Longer than the limit, and better so: name -> the reason in one line.
-LONG_MODULES: dict[str, str] = {}
+LONG_MODULES = {"posteriors/laplace.py": "one posterior, one file, in the order of all posteriors"}
 LONG_FUNCTIONS: dict[str, str] = {}
 
 MODULES = sorted(ROOT.rglob("*.py"))
@@ -145,7 +121,7 @@ def test_torchscript_stays_in_serving(path):
 
 @each_module
 def test_only_the_command_line_prints(path):
-    if path.name == "cli.py":
+    if part_of(path) == "cli":
         return
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.Call):

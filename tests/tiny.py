@@ -7,12 +7,12 @@ import torch
 from noise import wake_noise
 
 from ase_bayesmlip.config import Config, from_dict
-from ase_bayesmlip.datasets import read_frames
 from ase_bayesmlip.nn.build import build_potential
 from ase_bayesmlip.posteriors import laplace
+from ase_bayesmlip.posteriors.curvature import linearise_last_layer
 from ase_bayesmlip.posteriors.members import TrainedMembers
 from ase_bayesmlip.serving.served_model import ServedModel
-from ase_bayesmlip.training.curvature import linearise_last_layer
+from ase_bayesmlip.structures.labelled import read_frames
 from ase_bayesmlip.training.data import GraphDataset, load_training_data
 
 DATA = Path(__file__).parents[1] / "data"

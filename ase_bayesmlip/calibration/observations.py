@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ase_bayesmlip.datasets import LabelledFrame
+from ase_bayesmlip.structures.labelled import LabelledFrame
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

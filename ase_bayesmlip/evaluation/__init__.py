@@ -7,7 +7,6 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
-from ase_bayesmlip.evaluation.bootstrap import Bootstrap, Estimate
 from ase_bayesmlip.evaluation.comparison import (
     Comparison,
     Errors,
@@ -17,8 +16,9 @@ from ase_bayesmlip.evaluation.comparison import (
     force_errors,
 )
 from ase_bayesmlip.evaluation.evaluate import Evaluation, SetEvaluation, evaluate
-from ase_bayesmlip.evaluation.frames import EvaluationFrame, read_evaluation_frames
-from ase_bayesmlip.evaluation.laws import PredictiveLaw
+from ase_bayesmlip.evaluation.intervals import Bootstrap, Estimate
+from ase_bayesmlip.metrics.laws import PredictiveLaw
+from ase_bayesmlip.structures.partly_labelled import EvaluationFrame, read_evaluation_frames
 
 __all__ = [
     "Bootstrap",

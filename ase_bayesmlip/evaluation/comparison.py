@@ -14,8 +14,8 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator
 
-from ase_bayesmlip.evaluation.frames import EvaluationFrame
-from ase_bayesmlip.evaluation.laws import PredictiveLaw
+from ase_bayesmlip.metrics.laws import PredictiveLaw
+from ase_bayesmlip.structures.partly_labelled import EvaluationFrame
 
 
 @dataclass(frozen=True, eq=False)

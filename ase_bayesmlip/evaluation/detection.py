@@ -10,8 +10,8 @@ import numpy as np
 from ase import Atoms
 
 from ase_bayesmlip import metrics
-from ase_bayesmlip.evaluation.bootstrap import Bootstrap, Estimate
 from ase_bayesmlip.evaluation.comparison import Comparison
+from ase_bayesmlip.evaluation.intervals import Bootstrap, Estimate
 from ase_bayesmlip.md.scores import SCORES, evaluate_score
 
 Metric = Callable[[np.ndarray, np.ndarray], float]

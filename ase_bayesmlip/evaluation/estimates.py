@@ -14,8 +14,8 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from ase_bayesmlip import metrics
-from ase_bayesmlip.evaluation.bootstrap import Bootstrap, Estimate
 from ase_bayesmlip.evaluation.comparison import Comparison, Errors
+from ase_bayesmlip.evaluation.intervals import Bootstrap, Estimate
 
 CURVE_LEVELS = np.linspace(0.0, 1.0, 21)
 # Levels of `metrics.calibration_error`: j/101.

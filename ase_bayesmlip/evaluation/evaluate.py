@@ -10,7 +10,6 @@ import numpy as np
 
 from ase_bayesmlip import metrics
 from ase_bayesmlip._version import __version__
-from ase_bayesmlip.evaluation.bootstrap import Bootstrap, Estimate
 from ase_bayesmlip.evaluation.comparison import (
     Comparison,
     Errors,
@@ -27,6 +26,7 @@ from ase_bayesmlip.evaluation.estimates import (
     numbers_per_config_type,
     numbers_per_element,
 )
+from ase_bayesmlip.evaluation.intervals import Bootstrap, Estimate
 
 FORMAT_VERSION = 1
 

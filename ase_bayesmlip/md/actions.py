@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ase_bayesmlip.md.events import Event, UncertaintyWarning, event_information
-from ase_bayesmlip.md.frames import annotated_frame, append_frame
 from ase_bayesmlip.md.recalculate import Recalculate, ReferenceRecord
 from ase_bayesmlip.md.rewind import Rewind
+from ase_bayesmlip.structures.extxyz import annotated_frame, append_frame
 
 if TYPE_CHECKING:
     from ase_bayesmlip.md.monitor import UncertaintyMonitor

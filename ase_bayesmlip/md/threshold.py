@@ -259,7 +259,7 @@ class ContactWatch:
         cutoff = 2 * radii.max(initial=0.0) + _CONTACT_GAP
         if self._neighbors is None or self._neighbors.cutoff < cutoff:
             # Not at the top: it brings torch, which reading a log does not need.
-            from ase_bayesmlip.neighbors import NeighborList
+            from ase_bayesmlip.structures.neighbors import NeighborList
 
             self._neighbors = NeighborList(cutoff, _CONTACT_SKIN)
         (first, second), _, squared = self._neighbors.measured(atoms)

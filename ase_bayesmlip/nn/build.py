@@ -9,7 +9,7 @@ import torch
 
 from ase_bayesmlip.config import LossConfig, ModelConfig
 from ase_bayesmlip.nn.angular import Irrep, parse_irreps
-from ase_bayesmlip.nn.evidential_potential import ComponentPotential, EvidentialPotential
+from ase_bayesmlip.nn.evidential.potential import ComponentPotential, EvidentialPotential
 from ase_bayesmlip.nn.layer import MessageLayer
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.nn.race import RaceLayer

@@ -27,9 +27,9 @@ from ase_bayesmlip.posteriors.members import (
     train_members,
 )
 from ase_bayesmlip.posteriors.run_folder import member_name, prepare_run, read_run
+from ase_bayesmlip.posteriors.stage import Stage, read_stage, run_stage
 from ase_bayesmlip.training.data import TrainingData, load_training_data
 from ase_bayesmlip.training.distributed import barrier, process_group
-from ase_bayesmlip.training.stage import Stage, read_stage, run_stage
 from ase_bayesmlip.training.state import differences
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from ase_bayesmlip.config import Config as RunConfig
+from ase_bayesmlip.config.posterior import EnsembleConfig as Config
 from ase_bayesmlip.nn.potential import Potential
-from ase_bayesmlip.posterior_config import EnsembleConfig as Config
 from ase_bayesmlip.posteriors.members import TrainedMembers as State
 from ase_bayesmlip.posteriors.members import chosen_members, train_members
 from ase_bayesmlip.posteriors.members import load_members as load

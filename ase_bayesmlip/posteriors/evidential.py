@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from ase_bayesmlip.config import Config as RunConfig
-from ase_bayesmlip.loss_config import EVIDENTIAL_LOSSES
+from ase_bayesmlip.config.loss import EVIDENTIAL_LOSSES
+from ase_bayesmlip.config.posterior import EvidentialConfig as Config
 from ase_bayesmlip.nn.potential import Potential
-from ase_bayesmlip.posterior_config import EvidentialConfig as Config
 from ase_bayesmlip.posteriors.around_members import check_start
 from ase_bayesmlip.posteriors.members import Start, chosen_members, train_members
 from ase_bayesmlip.posteriors.members import TrainedMembers as State

@@ -2,7 +2,7 @@
 
 The posterior N(m, diag σ²) minimises E_q[Σ_n -log p(E_n, F_n | θ)] + KL(q ‖ prior) with the true
 likelihood of the labels (`negative_log_likelihood`) and the prior N(0, 1/(λδ)); see
-`training.ivon` for the equations (Shen et al. 2024, arXiv 2402.17641). It starts from a trained
+`ivon_optimizer` for the equations (Shen et al. 2024, arXiv 2402.17641). It starts from a trained
 potential, and from the curvature there: an unsuitable initial curvature would either wreck the
 potential in the first step or leave the variances where they started.
 """
@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
 from ase_bayesmlip.config import Config as RunConfig
+from ase_bayesmlip.config.posterior import IVONConfig as Config
 from ase_bayesmlip.nn.potential import Potential
-from ase_bayesmlip.posterior_config import IVONConfig as Config
 from ase_bayesmlip.posteriors.around_members import (
     AroundMembers,
     drawn_potentials,
@@ -29,17 +29,17 @@ from ase_bayesmlip.posteriors.around_members import (
     load_stages,
     starting_members,
 )
-from ase_bayesmlip.training.curvature import estimated_diagonal
+from ase_bayesmlip.posteriors.curvature import estimated_diagonal
+from ase_bayesmlip.posteriors.ivon_optimizer import IVON
+from ase_bayesmlip.posteriors.stage import digest
 from ase_bayesmlip.training.data import GraphDataset
 from ase_bayesmlip.training.distributed import (
     own_batches,
     rank,
     sum_tensors_over_ranks,
 )
-from ase_bayesmlip.training.ivon import IVON
 from ase_bayesmlip.training.loss import negative_log_likelihood
 from ase_bayesmlip.training.outputs import evaluate
-from ase_bayesmlip.training.stage import digest
 from ase_bayesmlip.training.state import run_identity
 from ase_bayesmlip.training.validation import logged_errors
 

@@ -2,7 +2,7 @@
 
 Post hoc, for any trained potential (Daxberger et al. 2021, arXiv 2106.14806; for potentials
 Kellner and Ceriotti, arXiv 2402.16621, and Bigi et al., arXiv 2403.02251). With the Gauss-Newton
-matrices G_E and G_F of energies and forces (see `training.curvature`), noise factors s and the
+matrices G_E and G_F of energies and forces (see `posteriors.curvature`), noise factors s and the
 precision τ of the prior, the posterior is N(w̄, H⁻¹) with
 
     H = G_E/s_E + G_F/s_F + τ.
@@ -32,11 +32,9 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
 from ase_bayesmlip.config import Config as RunConfig
-from ase_bayesmlip.datasets import LabelledFrame
-from ase_bayesmlip.linear_gaussian import Gaussian, maximise_evidence, posterior_precision
+from ase_bayesmlip.config.posterior import LaplaceConfig as Config
 from ase_bayesmlip.nn.last_layer import LastLayerPotential
 from ase_bayesmlip.nn.potential import Potential, readout_weights, set_readout_weights
-from ase_bayesmlip.posterior_config import LaplaceConfig as Config
 from ase_bayesmlip.posteriors.around_members import (
     AroundMembers,
     drawn_potentials,
@@ -44,15 +42,21 @@ from ase_bayesmlip.posteriors.around_members import (
     load_stages,
     starting_members,
 )
-from ase_bayesmlip.training.curvature import (
+from ase_bayesmlip.posteriors.curvature import (
     GaussNewton,
     estimated_diagonal,
     linearise_all,
     linearise_last_layer,
     predictive_nll,
 )
+from ase_bayesmlip.posteriors.linear_gaussian import (
+    Gaussian,
+    maximise_evidence,
+    posterior_precision,
+)
+from ase_bayesmlip.posteriors.stage import digest
+from ase_bayesmlip.structures.labelled import LabelledFrame
 from ase_bayesmlip.training.data import GraphDataset
-from ase_bayesmlip.training.stage import digest
 from ase_bayesmlip.training.state import run_identity
 
 __all__ = ["Config", "Gaussian", "State", "draw", "fit", "linearised_variances", "load", "update"]

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ase_bayesmlip.allocator import keep_freed_memory
 from ase_bayesmlip.config import Config
+from ase_bayesmlip.nn.allocator import keep_freed_memory
 from ase_bayesmlip.nn.build import DataStatistics, build_potential
-from ase_bayesmlip.nn.evidential_potential import HEAD, freeze_features
+from ase_bayesmlip.nn.evidential.potential import HEAD, freeze_features
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.posteriors.run_folder import member_name, prepare_run, read_run
 from ase_bayesmlip.training.data import GraphDataset, TrainingData, load_training_data

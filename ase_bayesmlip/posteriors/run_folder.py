@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from ase_bayesmlip.config import Config, to_dict
-from ase_bayesmlip.strict import from_dict
+from ase_bayesmlip.config.strict import from_dict
 from ase_bayesmlip.training.data import TrainingData
 from ase_bayesmlip.training.distributed import barrier, rank
 from ase_bayesmlip.training.state import differences, run_identity

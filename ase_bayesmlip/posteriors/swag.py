@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
 from ase_bayesmlip.config import Config as RunConfig
+from ase_bayesmlip.config.posterior import SWAGConfig as Config
 from ase_bayesmlip.nn.potential import Potential
-from ase_bayesmlip.posterior_config import SWAGConfig as Config
 from ase_bayesmlip.posteriors.around_members import (
     AroundMembers,
     drawn_potentials,
@@ -33,11 +33,11 @@ from ase_bayesmlip.posteriors.around_members import (
     load_stages,
     starting_members,
 )
+from ase_bayesmlip.posteriors.stage import digest
 from ase_bayesmlip.training.data import GraphDataset
 from ase_bayesmlip.training.distributed import own_batches, sum_over_ranks
 from ase_bayesmlip.training.loss import final_loss, loss
 from ase_bayesmlip.training.outputs import evaluate
-from ase_bayesmlip.training.stage import digest
 from ase_bayesmlip.training.state import run_identity
 from ase_bayesmlip.training.validation import logged_errors
 

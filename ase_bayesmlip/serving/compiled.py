@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ase_bayesmlip.graph import AtomicGraph, dense_edges
-from ase_bayesmlip.native import INTERFACE, load_kernels
+from ase_bayesmlip.nn.stacked.operators import INTERFACE, load_kernels
 from ase_bayesmlip.prediction import Prediction
 
 CPU_INFO = Path("/proc/cpuinfo")

@@ -21,12 +21,12 @@ from ase import Atoms
 
 from ase_bayesmlip.card import ModelCard, read_card
 from ase_bayesmlip.config import LossConfig, ModelConfig
+from ase_bayesmlip.config.strict import from_dict
 from ase_bayesmlip.graph import AtomicGraph, batch_graphs
-from ase_bayesmlip.native import INTERFACE, load_kernels
-from ase_bayesmlip.neighbors import graph_of
 from ase_bayesmlip.nn.build import DataStatistics, build_potential
 from ase_bayesmlip.nn.last_layer import LastLayerPotential
 from ase_bayesmlip.nn.potential import Potential
+from ase_bayesmlip.nn.stacked.operators import INTERFACE, load_kernels
 from ase_bayesmlip.serving.archive import add_compiled, quiet_torchscript
 from ase_bayesmlip.serving.compiled import CompiledProgram, machine_of, program_inputs
 from ase_bayesmlip.serving.program import MixtureProgram
@@ -38,7 +38,7 @@ from ase_bayesmlip.serving.runtime import (
     probe_graph,
 )
 from ase_bayesmlip.serving.variance_scaling import set_factors, total_factors
-from ase_bayesmlip.strict import from_dict
+from ase_bayesmlip.structures.neighbors import graph_of
 
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
 
@@ -159,7 +159,7 @@ def build_kernels(source: str, folder: Path) -> tuple[Path, str]:
     -------
     path : Path
     digest : str
-        Of source, compiler and flags: names the library for `native.load_kernels`.
+        Of source, compiler and flags: names the library for `operators.load_kernels`.
 
     Raises
     ------

@@ -13,7 +13,7 @@ from ase.data import chemical_symbols
 from ase_bayesmlip._version import __version__
 from ase_bayesmlip.card import ModelCard
 from ase_bayesmlip.config import Config, to_dict
-from ase_bayesmlip.nn.evidential_potential import ComponentPotential, EvidentialPotential
+from ase_bayesmlip.nn.evidential.potential import ComponentPotential, EvidentialPotential
 from ase_bayesmlip.nn.last_layer import LastLayerPotential
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.serving.archive import quiet_torchscript, write_served

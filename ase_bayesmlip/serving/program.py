@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ase_bayesmlip.graph import AtomicGraph, DenseEdges
-from ase_bayesmlip.nn.dense_geometry import DenseGeometry, forces_from_edges, virial_from_edges
 from ase_bayesmlip.nn.derivatives import stress_from_strain_gradient
 from ase_bayesmlip.nn.last_layer import LastLayerPotential, all_as_noise
 from ase_bayesmlip.nn.potential import Potential
-from ase_bayesmlip.nn.stacked import StackedPotential
+from ase_bayesmlip.nn.stacked.geometry import DenseGeometry, forces_from_edges, virial_from_edges
+from ase_bayesmlip.nn.stacked.potential import StackedPotential
 from ase_bayesmlip.prediction import MemberOutput, Prediction
 from ase_bayesmlip.serving.mixture import Means, OwnSpread, mix
 from ase_bayesmlip.serving.variance_scaling import VarianceScaling

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from ase import Atoms
 
-from ase_bayesmlip.allocator import keep_freed_memory
 from ase_bayesmlip.card import ModelCard, read_card
 from ase_bayesmlip.graph import AtomicGraph, batch_graphs
-from ase_bayesmlip.neighbors import graph_of
+from ase_bayesmlip.nn.allocator import keep_freed_memory
 from ase_bayesmlip.prediction import Prediction
 from ase_bayesmlip.serving.archive import folder_of, quiet_torchscript, read_compiled
 from ase_bayesmlip.serving.compiled import CompiledProgram, obstacle
+from ase_bayesmlip.structures.neighbors import graph_of
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 BACKENDS = ("auto", "torchscript", "aoti")

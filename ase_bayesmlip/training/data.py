@@ -13,7 +13,9 @@ from ase.data import chemical_symbols
 from torch import Tensor
 
 from ase_bayesmlip.config import Config
-from ase_bayesmlip.datasets import (
+from ase_bayesmlip.graph import AtomicGraph, batch_graphs, graph_to
+from ase_bayesmlip.nn.build import DataStatistics
+from ase_bayesmlip.structures.labelled import (
     DataError,
     LabelledFrame,
     read_frames,
@@ -21,9 +23,7 @@ from ase_bayesmlip.datasets import (
     sha256,
     split_validation,
 )
-from ase_bayesmlip.graph import AtomicGraph, batch_graphs, graph_to
-from ase_bayesmlip.neighbors import complete_cell, graph_of, neighbor_edges
-from ase_bayesmlip.nn.build import DataStatistics
+from ase_bayesmlip.structures.neighbors import complete_cell, graph_of, neighbor_edges
 
 
 class Labels(NamedTuple):

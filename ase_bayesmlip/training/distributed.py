@@ -31,8 +31,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ase_bayesmlip.config import LossConfig
+from ase_bayesmlip.config.loss import FORCES_BY_STRUCTURE
 from ase_bayesmlip.graph import AtomicGraph
-from ase_bayesmlip.loss_config import FORCES_BY_STRUCTURE
 from ase_bayesmlip.training.data import GraphDataset, Labels
 
 # What torchrun gives to each process that it starts.

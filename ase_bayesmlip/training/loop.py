@@ -18,9 +18,9 @@ from ase_bayesmlip.config import Config
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.training.data import GraphDataset
 from ase_bayesmlip.training.distributed import of_first_rank, own_batches, rank, sum_over_ranks
+from ase_bayesmlip.training.log import METRICS_FILE, append_metrics, truncate_metrics
 from ase_bayesmlip.training.loss import final_loss, loss
 from ase_bayesmlip.training.outputs import evaluate
-from ase_bayesmlip.training.progress import METRICS_FILE, append_metrics, truncate_metrics
 from ase_bayesmlip.training.state import (
     TrainingState,
     differences,

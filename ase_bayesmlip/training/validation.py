@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ase_bayesmlip.config import LossConfig
-from ase_bayesmlip.nn.evidential import NormalInverseWishart, scale_distance
-from ase_bayesmlip.nn.evidential_head import Evidence
+from ase_bayesmlip.nn.evidential.head import Evidence
+from ase_bayesmlip.nn.evidential.law import NormalInverseWishart, scale_distance
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.statistics import mahalanobis
 from ase_bayesmlip.training.data import GraphDataset

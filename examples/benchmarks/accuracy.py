@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ase_bayesmlip import BayesianCalculator
-from ase_bayesmlip.datasets import read_frames, sha256
+from ase_bayesmlip.structures.labelled import read_frames, sha256
 
 
 def errors(calculator: BayesianCalculator, path: str) -> dict[str, object]:

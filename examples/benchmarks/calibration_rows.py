@@ -17,7 +17,8 @@ from calibration_sets import DATASETS
 from ase_bayesmlip import BayesianCalculator
 from ase_bayesmlip.calibration import calibrate, observe, scaled_results
 from ase_bayesmlip.calibration.quality import Quality
-from ase_bayesmlip.datasets import LabelledFrame, read_frames
+from ase_bayesmlip.cli.calibrate import calibrate_file
+from ase_bayesmlip.config.posterior import PointConfig
 from ase_bayesmlip.evaluation import (
     Bootstrap,
     Comparison,
@@ -26,11 +27,10 @@ from ase_bayesmlip.evaluation import (
 )
 from ase_bayesmlip.evaluation.detection import Detection, detect
 from ase_bayesmlip.evaluation.evaluate import evaluate_set
-from ase_bayesmlip.posterior_config import PointConfig
 from ase_bayesmlip.posteriors import POSTERIORS
 from ase_bayesmlip.posteriors.run_folder import read_run
-from ase_bayesmlip.recalibration import calibrate_file
 from ase_bayesmlip.serving.export import export_members
+from ase_bayesmlip.structures.labelled import LabelledFrame, read_frames
 
 # Row -> title and run. The rows "spread" and "mace" have the spread of four members alone, and
 # "split" a factor for it beside that of the noise.

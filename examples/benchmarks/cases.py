@@ -19,10 +19,10 @@ from ase import Atoms
 import ase_bayesmlip
 from ase_bayesmlip.card import read_card
 from ase_bayesmlip.config import Config, DataConfig, LossConfig
+from ase_bayesmlip.config.posterior import EnsembleConfig, EvidentialConfig
 from ase_bayesmlip.nn.build import build_potential
 from ase_bayesmlip.nn.last_layer import LastLayerPotential
 from ase_bayesmlip.nn.potential import Potential, readout_weights
-from ase_bayesmlip.posterior_config import EnsembleConfig, EvidentialConfig
 from ase_bayesmlip.serving.export import export_members
 from ase_bayesmlip.training.data import load_training_data
 

@@ -15,7 +15,6 @@ from scipy.optimize import minimize_scalar
 from walk import Walk
 
 from ase_bayesmlip import BayesianCalculator
-from ase_bayesmlip.datasets import LabelledFrame, read_frames
 from ase_bayesmlip.evaluation import Bootstrap, Errors, PredictiveLaw
 from ase_bayesmlip.metrics import (
     auroc,
@@ -27,11 +26,12 @@ from ase_bayesmlip.metrics import (
     rmse,
     spearman,
 )
-from ase_bayesmlip.neighbors import graph_of
-from ase_bayesmlip.nn.normal_inverse_gamma import eip_epistemic_variance, eip_student_t
+from ase_bayesmlip.nn.evidential.energies import eip_epistemic_variance, eip_student_t
 from ase_bayesmlip.posteriors import POSTERIORS
 from ase_bayesmlip.posteriors.run_folder import read_run
 from ase_bayesmlip.serving.export import export_members
+from ase_bayesmlip.structures.labelled import LabelledFrame, read_frames
+from ase_bayesmlip.structures.neighbors import graph_of
 from ase_bayesmlip.training.outputs import evaluate
 
 # Test set and, where there is one, foreign structures; calibration frames for the scaled ensemble.

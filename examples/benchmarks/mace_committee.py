@@ -26,8 +26,8 @@ import ase.io
 import yaml
 from calibration_sets import DATASETS
 
-from ase_bayesmlip.datasets import read_frames
 from ase_bayesmlip.evaluation import evaluate_committee, read_evaluation_frames
+from ase_bayesmlip.structures.labelled import read_frames
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "studies"
 DEFAULT_CUTOFF = 5.0

@@ -14,7 +14,7 @@ from calibration_rows import ROWS
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ase_bayesmlip.plots.style import BLUE, STYLE, VERMILLION
+from ase_bayesmlip.report.style import BLUE, STYLE, VERMILLION
 
 TITLES = {"acac": "acetylacetone", "3bpa": "3BPA", "zeolite": "silica", "water": "water"}
 KEY = "coverage_90_forces_conformal"

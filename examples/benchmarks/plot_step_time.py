@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from ase_bayesmlip.plots.style import BLUE, GREEN, GREY, ORANGE, STYLE, VERMILLION
+from ase_bayesmlip.report.style import BLUE, GREEN, GREY, ORANGE, STYLE, VERMILLION
 
 TITLES = {
     "3bpa": "3BPA, 27 atoms",

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ase_bayesmlip import BayesianCalculator
-from ase_bayesmlip.datasets import LabelledFrame, read_frames
+from ase_bayesmlip.config.posterior import PointConfig
 from ase_bayesmlip.metrics import (
     bootstrap_interval,
     calibration_error,
@@ -32,10 +32,10 @@ from ase_bayesmlip.metrics import (
     rmse,
     spearman,
 )
-from ase_bayesmlip.posterior_config import PointConfig
 from ase_bayesmlip.posteriors import POSTERIORS, ensemble
 from ase_bayesmlip.posteriors.run_folder import read_run
 from ase_bayesmlip.serving.export import export_members
+from ase_bayesmlip.structures.labelled import LabelledFrame, read_frames
 
 RUNS = {
     "acac_ensemble": "deep ensemble of 4",

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from ase_bayesmlip.config import Config, from_dict
-from ase_bayesmlip.nn import evidential
 from ase_bayesmlip.nn.build import build_potential
-from ase_bayesmlip.nn.evidential_head import Evidence
+from ase_bayesmlip.nn.evidential import law
+from ase_bayesmlip.nn.evidential.head import Evidence
 from ase_bayesmlip.nn.heads import traceless_symmetric
 from ase_bayesmlip.training.data import GraphDataset, load_training_data
 from ase_bayesmlip.training.loss import loss
@@ -51,8 +51,8 @@ LIMIT = np.exp(5.0 * np.sqrt(2.0))
 def without_damper() -> ExitStack:
     """A `with` block in which neither scale nor anisotropy is bounded."""
     stack = ExitStack()
-    stack.enter_context(patch.object(evidential, "damp_tensor", lambda t: t))
-    stack.enter_context(patch.object(evidential, "linear_tanh", lambda x, *_: x))
+    stack.enter_context(patch.object(law, "damp_tensor", lambda t: t))
+    stack.enter_context(patch.object(law, "linear_tanh", lambda x, *_: x))
     return stack
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ase_bayesmlip.allocator import keep_freed_memory
+from ase_bayesmlip.nn.allocator import keep_freed_memory
 
 
 def parser_of(description: str | None, datasets: Iterable[str]) -> argparse.ArgumentParser:

@@ -23,10 +23,10 @@ import torch
 from tqdm import tqdm
 
 from ase_bayesmlip import __version__
-from ase_bayesmlip.allocator import keep_freed_memory
 from ase_bayesmlip.config import Config, DataConfig, LossConfig, ModelConfig
-from ase_bayesmlip.datasets import sha256
+from ase_bayesmlip.nn.allocator import keep_freed_memory
 from ase_bayesmlip.nn.build import build_potential
+from ase_bayesmlip.structures.labelled import sha256
 from ase_bayesmlip.training.data import GraphDataset, TrainingData, load_training_data
 from ase_bayesmlip.training.loss import loss
 from ase_bayesmlip.training.outputs import evaluate

@@ -14,15 +14,15 @@ from calibrated import FACTORS, calibration_record
 
 from ase_bayesmlip.calculator import BayesianCalculator
 from ase_bayesmlip.card import read_card
-from ase_bayesmlip.cli import main
-from ase_bayesmlip.neighbors import graph_of
+from ase_bayesmlip.cli.main import main
 from ase_bayesmlip.prediction import Prediction
 from ase_bayesmlip.serving import compiled
 from ase_bayesmlip.serving.archive import add_compiled, read_compiled, replace_card
+from ase_bayesmlip.serving.calibrate import write_recalibrated
 from ase_bayesmlip.serving.compiler import compile_served
-from ase_bayesmlip.serving.recalibrate import write_recalibrated
 from ase_bayesmlip.serving.runtime import load_model
 from ase_bayesmlip.serving.variance_scaling import total_factors
+from ase_bayesmlip.structures.neighbors import graph_of
 from ase_bayesmlip.testing import as_arrays, check_served_model
 
 COMPILER = os.environ.get("CXX", "g++")

@@ -14,7 +14,7 @@ import torch
 from ase import Atoms
 
 from ase_bayesmlip.card import CARD_NAME, FORMAT_VERSION, ModelCard, read_card
-from ase_bayesmlip.cli import main
+from ase_bayesmlip.cli.main import main
 from ase_bayesmlip.serving.archive import replace_card
 from ase_bayesmlip.serving.runtime import load_model, quiet_torchscript
 from ase_bayesmlip.testing import graph_of
@@ -322,7 +322,7 @@ def test_reading_a_card_does_not_import_torch(served):
 import sys
 from ase_bayesmlip.card import read_card
 assert read_card(sys.argv[1]).n_members == 2
-from ase_bayesmlip.cli import main
+from ase_bayesmlip.cli.main import main
 assert main(["inspect", sys.argv[1]]) == 0
 assert main(["inspect", "--json", sys.argv[1]]) == 0
 assert "torch" not in sys.modules, "torch was imported"

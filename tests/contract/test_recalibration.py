@@ -12,23 +12,23 @@ from calibrated import FACTORS, calibration_record
 
 from ase_bayesmlip.calculator import BayesianCalculator
 from ase_bayesmlip.card import ModelCard, read_card
-from ase_bayesmlip.cli import main
-from ase_bayesmlip.datasets import read_frames, sha256
+from ase_bayesmlip.cli.calibrate import calibrate_file
+from ase_bayesmlip.cli.main import main
 from ase_bayesmlip.graph import batch_graphs
-from ase_bayesmlip.neighbors import graph_of
 from ase_bayesmlip.prediction import Prediction
-from ase_bayesmlip.recalibration import calibrate_file
 from ase_bayesmlip.serving.archive import (
     add_compiled,
     quiet_torchscript,
     replace_card,
     write_served,
 )
+from ase_bayesmlip.serving.calibrate import write_recalibrated
 from ase_bayesmlip.serving.compiled import program_inputs
 from ase_bayesmlip.serving.program import MixtureProgram
-from ase_bayesmlip.serving.recalibrate import write_recalibrated
 from ase_bayesmlip.serving.runtime import load_model
 from ase_bayesmlip.serving.variance_scaling import VarianceScaling, set_factors, total_factors
+from ase_bayesmlip.structures.labelled import read_frames, sha256
+from ase_bayesmlip.structures.neighbors import graph_of
 from ase_bayesmlip.testing import check_served_model
 
 MEANS = ["energy", "atomic_energies", "forces", "stress"]
@@ -354,7 +354,7 @@ def test_an_interruption_leaves_the_file_as_it_was(served, labelled, tmp_path, m
     def fail(*arguments, **options):
         raise ValueError("fails its self-test")
 
-    monkeypatch.setattr("ase_bayesmlip.serving.recalibrate.load_model", fail)
+    monkeypatch.setattr("ase_bayesmlip.serving.calibrate.load_model", fail)
     with pytest.raises(ValueError, match="self-test"):
         calibrate_file(path, read_frames(str(labelled("good.extxyz"))), path)
     assert path.read_bytes() == content

@@ -6,9 +6,9 @@ import ase.io
 import numpy as np
 import pytest
 
-from ase_bayesmlip import demo
-from ase_bayesmlip.cli import main
-from ase_bayesmlip.plots import read_log
+from ase_bayesmlip.cli import demo
+from ase_bayesmlip.cli.main import main
+from ase_bayesmlip.report import read_log
 
 DATA = Path(__file__).parents[2] / "data"
 MODEL = str(DATA / "ethanol_ensemble.pt")

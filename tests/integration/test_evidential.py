@@ -9,12 +9,12 @@ from ase.md.verlet import VelocityVerlet
 from tiny import assert_same, tiny_config
 
 from ase_bayesmlip.calculator import BayesianCalculator
-from ase_bayesmlip.inspection import describe
+from ase_bayesmlip.cli.inspect import describe
 from ase_bayesmlip.md import UncertaintyMonitor
-from ase_bayesmlip.neighbors import graph_of
 from ase_bayesmlip.posteriors import POSTERIORS
 from ase_bayesmlip.serving.export import export_members
 from ase_bayesmlip.serving.runtime import load_model
+from ase_bayesmlip.structures.neighbors import graph_of
 from ase_bayesmlip.testing import check_served_model
 from ase_bayesmlip.training.loop import Trainer
 

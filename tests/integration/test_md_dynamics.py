@@ -22,7 +22,7 @@ from ase_bayesmlip.md.integrators import (
 )
 from ase_bayesmlip.md.monitor import UncertaintyMonitor
 from ase_bayesmlip.md.simulation import SimulationConfig, reference_calculator, run_simulation
-from ase_bayesmlip.plots import monitored_md_figure, read_log
+from ase_bayesmlip.report import monitored_md_figure, read_log
 
 LOG = "monitor.csv"
 TIME_STEP = 1.0 * units.fs

@@ -81,7 +81,7 @@ def test_wheel_states_its_command_and_version(wheel):
         scripts = archive.read(read["entry_points.txt"]).decode()
     version = importlib.metadata.version("ase-bayesmlip")
     assert f"\nVersion: {version}\n" in metadata
-    assert "bayesmlip = ase_bayesmlip.cli:main" in scripts
+    assert "bayesmlip = ase_bayesmlip.cli.main:main" in scripts
 
 
 def test_unpacked_wheel_runs_away_from_the_sources(wheel, served, tmp_path):
@@ -95,7 +95,7 @@ assert ase_bayesmlip.__file__.startswith(sys.argv[1]), ase_bayesmlip.__file__
 data = files("ase_bayesmlip.data")
 assert str(data).startswith(sys.argv[1]), data
 assert (data / "ethanol_test.extxyz").is_file()
-from ase_bayesmlip.cli import main
+from ase_bayesmlip.cli.main import main
 raise SystemExit(main(["inspect", sys.argv[2]]))
 """
     site = str(tmp_path / "site")
@@ -118,7 +118,7 @@ def test_data_is_found_in_this_installation():
 
 def test_console_script_is_installed():
     (script,) = importlib.metadata.entry_points(group="console_scripts", name="bayesmlip")
-    assert script.load().__module__ == "ase_bayesmlip.cli"
+    assert script.load().__module__ == "ase_bayesmlip.cli.main"
 
 
 def test_pinned_versions_satisfy_the_requirements(settings):

@@ -7,9 +7,8 @@ import pytest
 import torch
 from tiny import CONTENT, assert_same, tiny_config
 
-from ase_bayesmlip.posteriors import POSTERIORS, ivon, laplace
-from ase_bayesmlip.training import stage
-from ase_bayesmlip.training.ivon import IVON
+from ase_bayesmlip.posteriors import POSTERIORS, ivon, laplace, stage
+from ase_bayesmlip.posteriors.ivon_optimizer import IVON
 from ase_bayesmlip.training.loop import Trainer
 
 # Seven structures: four batches of two. Name -> settings, steps of the stage, and what is called

@@ -11,13 +11,13 @@ from tiny import CONTENT, DATA, assert_same, tiny_config
 
 from ase_bayesmlip.calculator import BayesianCalculator
 from ase_bayesmlip.card import read_card
-from ase_bayesmlip.cli import main
+from ase_bayesmlip.cli.main import main
 from ase_bayesmlip.config import to_dict
-from ase_bayesmlip.neighbors import graph_of
 from ase_bayesmlip.posteriors import POSTERIORS
 from ase_bayesmlip.posteriors.members import load_members
 from ase_bayesmlip.serving.export import export_members
 from ase_bayesmlip.serving.runtime import load_model
+from ase_bayesmlip.structures.neighbors import graph_of
 from ase_bayesmlip.testing import check_served_model
 
 # Name -> loss, whether energies and forces have noise heads, and the settings.

@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # as pytest does; the worker
 from tiny import assert_same, tiny_config
 
 from ase_bayesmlip.posteriors import ivon, laplace, point, swag
+from ase_bayesmlip.posteriors.ivon_optimizer import IVON
 from ase_bayesmlip.training import distributed
-from ase_bayesmlip.training.ivon import IVON
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from ase_bayesmlip.calculator import BayesianCalculator
-from ase_bayesmlip.cli import main
+from ase_bayesmlip.cli.main import main
 from ase_bayesmlip.config import Config, from_dict
 
 ROOT = Path(__file__).parents[2]

@@ -15,9 +15,9 @@ import pytest
 import torch
 import yaml
 
-from ase_bayesmlip.cli import main
+from ase_bayesmlip.cli.main import main
 from ase_bayesmlip.config import Config, LossConfig, from_dict, to_dict
-from ase_bayesmlip.loss_config import EVIDENTIAL_LOSSES, EvidenceConfig
+from ase_bayesmlip.config.loss import EVIDENTIAL_LOSSES, EvidenceConfig
 from ase_bayesmlip.nn.build import build_potential
 from ase_bayesmlip.posteriors import ensemble
 from ase_bayesmlip.training import distributed
@@ -177,7 +177,7 @@ def commanded(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(to_dict(make_config())))
     command = ["train", str(config), "--out", str(folder / "run")]
-    result = torchrun("-m", "ase_bayesmlip.cli", *command)
+    result = torchrun("-m", "ase_bayesmlip", *command)
     assert result.returncode == 0, result.stderr
     return folder / "run", result
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from ase_bayesmlip.config import Config, LossConfig, from_dict
-from ase_bayesmlip.datasets import read_frames
 from ase_bayesmlip.nn.build import build_potential
+from ase_bayesmlip.structures.labelled import read_frames
 from ase_bayesmlip.training.data import GraphDataset, load_training_data
 from ase_bayesmlip.training.loop import Trainer
 from ase_bayesmlip.training.validation import validation_metrics

@@ -10,10 +10,10 @@ from ase.md.verlet import VelocityVerlet
 
 from ase_bayesmlip.calculator import BayesianCalculator
 from ase_bayesmlip.card import read_card
-from ase_bayesmlip.datasets import read_frames, sha256
 from ase_bayesmlip.md.scores import SCORES
 from ase_bayesmlip.md.threshold import false_alarm_threshold
 from ase_bayesmlip.serving.runtime import load_model
+from ase_bayesmlip.structures.labelled import read_frames, sha256
 from ase_bayesmlip.testing import check_served_model
 
 DATA = Path(__file__).parents[2] / "data"

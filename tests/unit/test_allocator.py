@@ -17,7 +17,7 @@ BYTES, ROUNDS = 16 << 20, 16
 # first rounds are not counted: an aligned block does not fit in where the last one was.
 FAULTS = f"""
 import resource, sys, torch
-from ase_bayesmlip.allocator import keep_freed_memory
+from ase_bayesmlip.nn.allocator import keep_freed_memory
 taken = keep_freed_memory() if sys.argv[1] == "policy" else None
 def touch(n):
     for _ in range(n):

@@ -8,7 +8,7 @@ from ase.md.verlet import VelocityVerlet
 from tiny import laplace_state
 
 from ase_bayesmlip.calculator import EXTRA, BayesianCalculator
-from ase_bayesmlip.inspection import describe
+from ase_bayesmlip.cli.inspect import describe
 from ase_bayesmlip.md.monitor import UncertaintyMonitor
 from ase_bayesmlip.posteriors import laplace
 from ase_bayesmlip.serving.export import export_members

@@ -26,9 +26,9 @@ from ase_bayesmlip.calibration.scaling import (
     fit_one_factor,
     fit_two_factors,
 )
-from ase_bayesmlip.datasets import LabelledFrame
 from ase_bayesmlip.md.threshold import false_alarm_threshold
 from ase_bayesmlip.metrics import multivariate_gaussian_nll, student_t_nll
+from ase_bayesmlip.structures.labelled import LabelledFrame
 
 ELEMENTS = [1, 6, 8]
 

@@ -13,7 +13,7 @@ from ase.io import read
 from ase_bayesmlip import __version__
 from ase_bayesmlip.calculator import BayesianCalculator
 from ase_bayesmlip.card import read_card
-from ase_bayesmlip.cli import main
+from ase_bayesmlip.cli.main import main
 from ase_bayesmlip.md import threshold
 from ase_bayesmlip.testing import check_served_model
 
@@ -74,7 +74,7 @@ def test_help_lists_the_commands(capsys):
 
 
 def test_installed_command():
-    code = "from ase_bayesmlip.cli import main; raise SystemExit(main())"
+    code = "from ase_bayesmlip.cli.main import main; raise SystemExit(main())"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code, "--version"],
         capture_output=True,

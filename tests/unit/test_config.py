@@ -21,7 +21,7 @@ from ase_bayesmlip.config import (
     load_config,
     to_dict,
 )
-from ase_bayesmlip.posterior_config import (
+from ase_bayesmlip.config.posterior import (
     EnsembleConfig,
     IVONConfig,
     LaplaceConfig,

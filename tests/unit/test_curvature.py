@@ -7,9 +7,8 @@ from scipy.stats import chi2, multivariate_normal, norm
 from tiny import mixture_set, tiny_config, tiny_potential
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from ase_bayesmlip.linear_gaussian import posterior_precision
 from ase_bayesmlip.nn.potential import readout_weights, set_readout_weights
-from ase_bayesmlip.training.curvature import (
+from ase_bayesmlip.posteriors.curvature import (
     GaussNewton,
     Linearised,
     estimated_diagonal,
@@ -17,6 +16,7 @@ from ase_bayesmlip.training.curvature import (
     linearise_last_layer,
     predictive_nll,
 )
+from ase_bayesmlip.posteriors.linear_gaussian import posterior_precision
 from ase_bayesmlip.training.loss import negative_log_likelihood
 from ase_bayesmlip.training.outputs import evaluate
 

@@ -12,7 +12,7 @@ from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from ase_bayesmlip.config import DataConfig, KeysConfig
-from ase_bayesmlip.datasets import (
+from ase_bayesmlip.structures.labelled import (
     DataError,
     read_frames,
     reference_energies,

@@ -9,8 +9,8 @@ from ase import Atoms
 from ase.build import bulk, molecule
 
 from ase_bayesmlip.graph import batch_graphs, dense_edges
-from ase_bayesmlip.neighbors import NeighborList, atomic_graph
 from ase_bayesmlip.serving.compiled import EdgeTable, program_inputs
+from ase_bayesmlip.structures.neighbors import NeighborList, atomic_graph
 from ase_bayesmlip.testing import graph_of
 
 CUTOFF = 4.0

@@ -10,9 +10,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
 from ase_bayesmlip.config import KeysConfig
-from ase_bayesmlip.datasets import DataError, read_frames, sha256
 from ase_bayesmlip.evaluation import read_evaluation_frames
-from ase_bayesmlip.evaluation.frames import (
+from ase_bayesmlip.structures.labelled import DataError, read_frames, sha256
+from ase_bayesmlip.structures.partly_labelled import (
     check_labels,
     frames_of_known_elements,
     label_notes,

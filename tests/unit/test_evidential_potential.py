@@ -12,12 +12,12 @@ from noise import wake_noise
 
 from ase_bayesmlip.config import EvidenceConfig, LossConfig, ModelConfig
 from ase_bayesmlip.graph import AtomicGraph
-from ase_bayesmlip.neighbors import graph_of
 from ase_bayesmlip.nn.build import DataStatistics, build_potential
-from ase_bayesmlip.nn.evidential import scale_matrix
-from ase_bayesmlip.nn.evidential_potential import HEAD, freeze_features
+from ase_bayesmlip.nn.evidential.law import scale_matrix
+from ase_bayesmlip.nn.evidential.potential import HEAD, freeze_features
 from ase_bayesmlip.nn.last_layer import LastLayerPotential
 from ase_bayesmlip.nn.potential import readout_weights
+from ase_bayesmlip.structures.neighbors import graph_of
 from ase_bayesmlip.training.outputs import evaluate
 
 CUTOFF = 4.0

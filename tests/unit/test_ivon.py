@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ase_bayesmlip.training.ivon import IVON
+from ase_bayesmlip.posteriors.ivon_optimizer import IVON
 
 N_REPLICAS = 400
 

@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 
-from ase_bayesmlip.linear_gaussian import Gaussian, maximise_evidence, posterior_precision
+from ase_bayesmlip.posteriors.linear_gaussian import (
+    Gaussian,
+    maximise_evidence,
+    posterior_precision,
+)
 
 P = 6
 

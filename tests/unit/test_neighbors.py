@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ase_bayesmlip.graph import edge_vectors
-from ase_bayesmlip.neighbors import (
+from ase_bayesmlip.structures.neighbors import (
     NeighborList,
     atomic_graph,
     complete_cell,

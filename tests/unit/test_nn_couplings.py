@@ -15,8 +15,8 @@ from ase_bayesmlip.nn.angular import (
     n_components,
     parse_irreps,
 )
-from ase_bayesmlip.nn.couplings import couplings
 from ase_bayesmlip.nn.interaction import ChannelProduct
+from ase_bayesmlip.nn.stacked.couplings import couplings
 
 # Left, right and out irreps: natural parity, both parities, one irrep that no path reaches.
 PRODUCTS = {

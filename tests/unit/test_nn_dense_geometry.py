@@ -11,7 +11,7 @@ from e3nn import o3
 
 from ase_bayesmlip.graph import batch_graphs, dense_edges, edge_vectors, graph_to, strained
 from ase_bayesmlip.nn.angular import SphericalHarmonics
-from ase_bayesmlip.nn.dense_geometry import (
+from ase_bayesmlip.nn.stacked.geometry import (
     DenseGeometry,
     forces_from_edges,
     vector_gradients,

@@ -17,7 +17,7 @@ from ase_bayesmlip.metrics import (
     student_t_law,
 )
 from ase_bayesmlip.nn.angular import SphericalHarmonics
-from ase_bayesmlip.nn.evidential import (
+from ase_bayesmlip.nn.evidential.law import (
     InitialBiases,
     NormalInverseWishart,
     aleatoric_covariance,
@@ -33,6 +33,7 @@ from ase_bayesmlip.nn.evidential import (
     student_t_nll,
     total_deviation,
 )
+from ase_bayesmlip.nn.evidential.tensor_source import VectorProductTensor
 from ase_bayesmlip.nn.heads import (
     exp_half,
     exp_symmetric,
@@ -40,7 +41,6 @@ from ase_bayesmlip.nn.heads import (
     exp_traceless_trace,
     traceless_symmetric,
 )
-from ase_bayesmlip.nn.tensor_source import VectorProductTensor
 
 UNIT = torch.tensor(0.09, dtype=torch.float64)
 IDENTITY = torch.eye(3, dtype=torch.float64)

@@ -11,7 +11,6 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 
-from ase_bayesmlip import native
 from ase_bayesmlip.graph import DenseEdges, batch_graphs, dense_edges
 from ase_bayesmlip.nn.angular import (
     SphericalHarmonics,
@@ -22,17 +21,18 @@ from ase_bayesmlip.nn.angular import (
     n_components,
     parse_irreps,
 )
-from ase_bayesmlip.nn.couplings import Couplings, couplings
-from ase_bayesmlip.nn.dense_geometry import Surroundings
-from ase_bayesmlip.nn.fused import (
+from ase_bayesmlip.nn.radial import DenseNetwork, RadialBasis
+from ase_bayesmlip.nn.stacked import operators
+from ase_bayesmlip.nn.stacked.couplings import Couplings, couplings
+from ase_bayesmlip.nn.stacked.geometry import Surroundings
+from ase_bayesmlip.nn.stacked.kernels import channel_kernels, neighbor_kernels, prelude
+from ase_bayesmlip.nn.stacked.products import (
     channel_rows,
     channel_slopes,
     neighbor_slopes,
 )
-from ase_bayesmlip.nn.fused import neighbor_rows as rows_of_neighbors
-from ase_bayesmlip.nn.kernels import channel_kernels, neighbor_kernels, prelude
-from ase_bayesmlip.nn.radial import DenseNetwork, RadialBasis
-from ase_bayesmlip.nn.radial_table import interpolate, tabulate
+from ase_bayesmlip.nn.stacked.products import neighbor_rows as rows_of_neighbors
+from ase_bayesmlip.nn.stacked.radial_table import interpolate, tabulate
 from ase_bayesmlip.serving.compiler import build_kernels
 from ase_bayesmlip.testing import graph_of
 
@@ -173,7 +173,7 @@ def library(tmp_path_factory):
                 + channel_kernels("channel", table)
             )
             path, built[key] = build_kernels(source, tmp_path_factory.mktemp("kernels"))
-            native.load_kernels(path, built[key])
+            operators.load_kernels(path, built[key])
         return built[key]
 
     return build
@@ -594,7 +594,7 @@ def test_one_and_two_threads_give_the_same_bits(library):
     graph = make_graph(atoms_in_small_cell() * (10, 8, 8))
     inputs = make_inputs("natural", channels=32, graph=graph)
     # One OpenMP runtime serves torch and the kernels, so torch's setting is theirs.
-    runtime = native._LIBRARIES[library("natural", torch.float64, 32)]
+    runtime = operators._LIBRARIES[library("natural", torch.float64, 32)]
     before = torch.get_num_threads()
     results = []
     try:
@@ -660,17 +660,17 @@ def test_operators_tell_the_tracer_their_shapes(library):
 
 def test_a_library_that_is_none_is_refused(tmp_path):
     with pytest.raises(OSError, match="nothing"):
-        native.load_kernels(tmp_path / "nothing.so", "digest of nothing")
+        operators.load_kernels(tmp_path / "nothing.so", "digest of nothing")
     text = tmp_path / "text.so"
     text.write_text("no library")
     with pytest.raises(OSError, match="text"):
-        native.load_kernels(text, "digest of nothing")
+        operators.load_kernels(text, "digest of nothing")
     with pytest.raises(KeyError, match="digest of nothing"):
-        native._call("digest of nothing:neighbor", "forward")
+        operators._call("digest of nothing:neighbor", "forward")
 
 
 def test_a_library_is_loaded_once(library, tmp_path):
     digest = library("natural")
-    loaded = native._LIBRARIES[digest]
-    native.load_kernels(tmp_path / "nothing.so", digest)
-    assert native._LIBRARIES[digest] is loaded
+    loaded = operators._LIBRARIES[digest]
+    operators.load_kernels(tmp_path / "nothing.so", digest)
+    assert operators._LIBRARIES[digest] is loaded

@@ -8,8 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from ase_bayesmlip.nn.evidential import NormalInverseWishart, niw_parameters
-from ase_bayesmlip.nn.normal_inverse_gamma import (
+from ase_bayesmlip.nn.evidential.energies import (
     eip_aleatoric_variance,
     eip_epistemic_variance,
     eip_nll,
@@ -19,6 +18,7 @@ from ase_bayesmlip.nn.normal_inverse_gamma import (
     energy_student_t_nll,
     evidential_energy,
 )
+from ase_bayesmlip.nn.evidential.law import NormalInverseWishart, niw_parameters
 
 BATCH = torch.tensor([0] * 4 + [1] * 1 + [2] * 7)
 

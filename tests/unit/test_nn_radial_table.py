@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ase_bayesmlip.nn.radial import DenseNetwork, RadialBasis
-from ase_bayesmlip.nn.radial_table import (
+from ase_bayesmlip.nn.stacked.radial_table import (
     FIRST_SIZE,
     GRID_SCALE,
     LARGEST_SIZE,

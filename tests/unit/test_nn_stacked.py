@@ -18,12 +18,12 @@ from torch import nn
 
 from ase_bayesmlip.config import LossConfig, ModelConfig
 from ase_bayesmlip.graph import AtomicGraph, batch_graphs, dense_edges, strained
-from ase_bayesmlip.native import load_kernels
 from ase_bayesmlip.nn.build import DataStatistics, build_potential
-from ase_bayesmlip.nn.dense_geometry import DenseGeometry, forces_from_edges, virial_from_edges
 from ase_bayesmlip.nn.derivatives import stress_from_strain_gradient, sum_by_graph
-from ase_bayesmlip.nn.radial_table import interpolate
-from ase_bayesmlip.nn.stacked import StackedPotential
+from ase_bayesmlip.nn.stacked.geometry import DenseGeometry, forces_from_edges, virial_from_edges
+from ase_bayesmlip.nn.stacked.operators import load_kernels
+from ase_bayesmlip.nn.stacked.potential import StackedPotential
+from ase_bayesmlip.nn.stacked.radial_table import interpolate
 from ase_bayesmlip.serving.compiler import build_kernels
 from ase_bayesmlip.testing import graph_of
 from ase_bayesmlip.training.outputs import evaluate

@@ -10,8 +10,8 @@ from tiny import tiny_config, tiny_potential, tiny_sets
 from torch.nn.utils import parameters_to_vector
 
 from ase_bayesmlip.posteriors import ivon
+from ase_bayesmlip.posteriors.curvature import GaussNewton, linearise_all
 from ase_bayesmlip.posteriors.members import TrainedMembers
-from ase_bayesmlip.training.curvature import GaussNewton, linearise_all
 from ase_bayesmlip.training.data import load_training_data
 
 

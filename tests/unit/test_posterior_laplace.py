@@ -26,15 +26,15 @@ from tiny import (
 )
 from torch.nn.utils import parameters_to_vector
 
-from ase_bayesmlip.datasets import DataError, read_frames
-from ase_bayesmlip.linear_gaussian import Gaussian, maximise_evidence
 from ase_bayesmlip.nn.potential import readout_weights, set_readout_weights
 from ase_bayesmlip.posteriors import laplace
-from ase_bayesmlip.training.curvature import (
+from ase_bayesmlip.posteriors.curvature import (
     GaussNewton,
     linearise_all,
     linearise_last_layer,
 )
+from ase_bayesmlip.posteriors.linear_gaussian import Gaussian, maximise_evidence
+from ase_bayesmlip.structures.labelled import DataError, read_frames
 
 KINDS = ["nll_jef", "nll_e", "mse"]
 each_kind = pytest.mark.parametrize("kind", KINDS)

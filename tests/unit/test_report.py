@@ -9,9 +9,11 @@ from matplotlib import colormaps
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from ase_bayesmlip import plots
+from ase_bayesmlip import report
 from ase_bayesmlip.evaluation import Bootstrap, Comparison, Estimate, evaluate
-from ase_bayesmlip.plots.evaluation import (
+from ase_bayesmlip.report.figures import evaluation_figures, render
+from ase_bayesmlip.report.html import html_report, number_with_interval
+from ase_bayesmlip.report.panels import (
     plot_calibration,
     plot_error_against_sigma,
     plot_error_retention,
@@ -19,9 +21,7 @@ from ase_bayesmlip.plots.evaluation import (
     plot_roc,
     plot_scores,
 )
-from ase_bayesmlip.plots.evaluation_figures import evaluation_figures, render
-from ase_bayesmlip.plots.structure import plot_structure
-from ase_bayesmlip.report import html_report, number_with_interval
+from ase_bayesmlip.report.structure import plot_structure
 
 ALL_FIGURES = [
     "error_against_sigma",
@@ -193,4 +193,4 @@ def test_structure_panel_colours_every_atom(name, request):
 
 
 def test_figures_of_simulations_are_where_they_were():
-    assert {"monitored_md_figure", "read_log"} <= set(plots.__all__)
+    assert {"monitored_md_figure", "read_log"} <= set(report.__all__)

@@ -12,8 +12,8 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from ase_bayesmlip.graph import batch_graphs, dense_edges
-from ase_bayesmlip.native import load_kernels
-from ase_bayesmlip.nn.evidential_potential import ComponentPotential, EvidentialPotential
+from ase_bayesmlip.nn.evidential.potential import ComponentPotential, EvidentialPotential
+from ase_bayesmlip.nn.stacked.operators import load_kernels
 from ase_bayesmlip.prediction import Prediction
 from ase_bayesmlip.serving.compiled import program_inputs
 from ase_bayesmlip.serving.compiler import build_kernels

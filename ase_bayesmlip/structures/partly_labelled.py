@@ -1,6 +1,6 @@
 """Frames to evaluate on: labels that are there are used, and what is missing is said.
 
-Training needs every label (`datasets.read_frames`). An evaluation does not: files of broken bonds
+Training needs every label (`labelled.read_frames`). An evaluation does not: files of broken bonds
 often hold energies alone, and for telling foreign frames from known ones no label is needed.
 """
 
@@ -15,7 +15,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from ase_bayesmlip.config import KeysConfig
-from ase_bayesmlip.datasets import (
+from ase_bayesmlip.structures.labelled import (
     DataError,
     LabelledFrame,
     checked_array,
@@ -176,7 +176,7 @@ def seen_in_training(
     Parameters
     ----------
     checksums : dict of str to str or None
-        Use of a file, such as ``"training"``, to its `datasets.sha256`.
+        Use of a file, such as ``"training"``, to its `labelled.sha256`.
     """
     if any(frame.energy is None or frame.forces is None for frame in frames):
         return []

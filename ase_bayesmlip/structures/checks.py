@@ -9,7 +9,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from ase_bayesmlip.card import ModelCard
-from ase_bayesmlip.neighbors import complete_cell
+from ase_bayesmlip.structures.neighbors import complete_cell
 
 # Two atoms closer than this, Å, are taken for a mistake in the input: nuclei of a bond are never
 # so close, and no training set covers it.

@@ -89,7 +89,7 @@ def html_report(evaluation: Evaluation, images: Mapping[str, bytes]) -> str:
     ----------
     evaluation : Evaluation
     images : mapping of str to bytes
-        PNG content by the name of the figure, see `plots.evaluation_figures`.
+        PNG content by the name of the figure, see `report.figures`.
 
     Returns
     -------

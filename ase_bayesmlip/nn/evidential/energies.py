@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ase_bayesmlip.nn.derivatives import sum_by_graph
-from ase_bayesmlip.nn.evidential import NormalInverseWishart
+from ase_bayesmlip.nn.evidential.law import NormalInverseWishart
 from ase_bayesmlip.statistics import univariate_student_t_nll
 
 

@@ -17,14 +17,6 @@ from torch import Tensor, nn
 
 from ase_bayesmlip.nn.angular import Irrep
 from ase_bayesmlip.nn.convolution import Convolution
-from ase_bayesmlip.nn.couplings import Couplings, couplings
-from ase_bayesmlip.nn.dense_geometry import Surroundings
-from ase_bayesmlip.nn.fused import (
-    channel_rows,
-    channel_slopes,
-    neighbor_rows,
-    neighbor_slopes,
-)
 from ase_bayesmlip.nn.heads import LayerReadout
 from ase_bayesmlip.nn.interaction import (
     ChannelProduct,
@@ -34,7 +26,15 @@ from ase_bayesmlip.nn.interaction import (
 )
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.nn.race import Skip
-from ase_bayesmlip.nn.radial_table import tabulate
+from ase_bayesmlip.nn.stacked.couplings import Couplings, couplings
+from ase_bayesmlip.nn.stacked.geometry import Surroundings
+from ase_bayesmlip.nn.stacked.products import (
+    channel_rows,
+    channel_slopes,
+    neighbor_rows,
+    neighbor_slopes,
+)
+from ase_bayesmlip.nn.stacked.radial_table import tabulate
 
 Features = list[Tensor]
 Slopes = list[Tensor | None]

@@ -8,8 +8,8 @@ alone, so it builds in seconds and outlives versions of torch.
 
 from __future__ import annotations
 
-from ase_bayesmlip.nn.couplings import Couplings
-from ase_bayesmlip.nn.radial_table import GRID_SCALE
+from ase_bayesmlip.nn.stacked.couplings import Couplings
+from ase_bayesmlip.nn.stacked.radial_table import GRID_SCALE
 
 
 def prelude(real: str, channels: int, cutoff: float) -> str:
@@ -59,7 +59,7 @@ static inline Hermite hermite(real r, int64_t intervals) {{
 
 
 def neighbor_kernels(name: str, table: Couplings) -> str:
-    """Forward and backward of `fused.neighbor_rows`; see `native` for several gradients."""
+    """Forward and backward of `products.neighbor_rows`; see `operators` for several gradients."""
     return _neighbor_forward(name, table) + _neighbor_backward(name, table)
 
 
@@ -126,7 +126,7 @@ def _neighbor_backward(name: str, table: Couplings) -> str:
     """Derivatives by vectors, and by features where SENT: the first layer's are constant.
 
     Gradient q belongs to member q % members. A null `to_features` asks for none by features: it is
-    what `native` passes for an empty tensor.
+    what `operators` passes for an empty tensor.
     """
     n_rows, turned = len(table.rows), _turned(table)
     lines = [f"const vec s{a} = s[{a} * V + c];" for a in range(table.n_left)]

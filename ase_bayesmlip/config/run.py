@@ -15,24 +15,9 @@ from typing import Any, Literal
 
 import yaml
 
-from ase_bayesmlip.loss_config import EVIDENTIAL_LOSSES, EvidenceConfig, LossConfig, loss_rules
-from ase_bayesmlip.posterior_config import EnsembleConfig, PosteriorConfig, posterior_rules
-from ase_bayesmlip.strict import ConfigError, Rule, from_dict
-
-__all__ = [
-    "Config",
-    "ConfigError",
-    "DataConfig",
-    "EvidenceConfig",
-    "KeysConfig",
-    "LossConfig",
-    "ModelConfig",
-    "SeedsConfig",
-    "TrainingConfig",
-    "from_dict",
-    "load_config",
-    "to_dict",
-]
+from ase_bayesmlip.config.loss import EVIDENTIAL_LOSSES, LossConfig, loss_rules
+from ase_bayesmlip.config.posterior import EnsembleConfig, PosteriorConfig, posterior_rules
+from ase_bayesmlip.config.strict import ConfigError, Rule, from_dict
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ase_bayesmlip.nn.angular import Irrep
-from ase_bayesmlip.nn.dense_geometry import Surroundings
-from ase_bayesmlip.nn.evidential_potential import ComponentPotential, EvidentialPotential
+from ase_bayesmlip.nn.evidential.potential import ComponentPotential, EvidentialPotential
 from ase_bayesmlip.nn.heads import energy_variance, force_covariance
-from ase_bayesmlip.nn.kernels import channel_kernels, neighbor_kernels, prelude
 from ase_bayesmlip.nn.potential import Potential, readout_weights
 from ase_bayesmlip.nn.race_plus import RacePlusLayer
-from ase_bayesmlip.nn.stacked_blocks import (
+from ase_bayesmlip.nn.stacked.blocks import (
     Features,
     SavedTensors,
     Slopes,
@@ -32,6 +30,8 @@ from ase_bayesmlip.nn.stacked_blocks import (
     added,
     stack,
 )
+from ase_bayesmlip.nn.stacked.geometry import Surroundings
+from ase_bayesmlip.nn.stacked.kernels import channel_kernels, neighbor_kernels, prelude
 from ase_bayesmlip.prediction import MemberOutput
 
 
@@ -193,7 +193,7 @@ class StackedPotential(nn.Module):
         return "".join(parts)
 
     def use_kernels(self, digest: str) -> None:
-        """Take the products from the library of that digest (`native.load_kernels`)."""
+        """Take the products from the library of that digest (`operators.load_kernels`)."""
         for name, module in self._products().items():
             module.kernel = f"{digest}:{name}"
 

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ase_bayesmlip.nn.angular import Irrep
-from ase_bayesmlip.nn.evidential import (
+from ase_bayesmlip.nn.evidential.energies import (
+    ComponentNIG,
+    eip_aleatoric_variance,
+    eip_epistemic_variance,
+    eip_parameters,
+)
+from ase_bayesmlip.nn.evidential.law import (
     NormalInverseWishart,
     aleatoric_covariance,
     epistemic_deviation,
@@ -21,15 +27,7 @@ from ase_bayesmlip.nn.evidential import (
     niw_parameters,
     predictive_dof,
 )
-from ase_bayesmlip.nn.heads import energy_variance
-from ase_bayesmlip.nn.normal_inverse_gamma import (
-    ComponentNIG,
-    eip_aleatoric_variance,
-    eip_epistemic_variance,
-    eip_parameters,
-)
-from ase_bayesmlip.nn.radial import DenseNetwork
-from ase_bayesmlip.nn.tensor_source import (
+from ase_bayesmlip.nn.evidential.tensor_source import (
     NoTensor,
     TensorMix,
     VectorProductTensor,
@@ -37,6 +35,8 @@ from ase_bayesmlip.nn.tensor_source import (
     joined,
     starts_of,
 )
+from ase_bayesmlip.nn.heads import energy_variance
+from ase_bayesmlip.nn.radial import DenseNetwork
 from ase_bayesmlip.prediction import MemberOutput
 
 # Raw channels: s, ν, κ of the forces, then ln σ² and δ of the energy.

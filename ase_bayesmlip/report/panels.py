@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ase_bayesmlip.plots.style import GREY, VERMILLION
+from ase_bayesmlip.report.style import GREY, VERMILLION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

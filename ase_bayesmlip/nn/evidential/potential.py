@@ -11,7 +11,7 @@ import torch
 
 from ase_bayesmlip.graph import AtomicGraph
 from ase_bayesmlip.nn.angular import Irrep
-from ase_bayesmlip.nn.evidential_head import (
+from ase_bayesmlip.nn.evidential.head import (
     ComponentEvidence,
     ComponentHead,
     Evidence,

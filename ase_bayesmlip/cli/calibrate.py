@@ -1,24 +1,58 @@
-"""Calibrate a served file on labelled frames: what ``bayesmlip calibrate`` runs."""
+"""``bayesmlip calibrate``: error bars as large as errors are."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ase_bayesmlip.calculator import BayesianCalculator
-from ase_bayesmlip.calibration import calibrate, observe, scaled_results
 from ase_bayesmlip.card import ModelCard, read_card
-from ase_bayesmlip.datasets import LabelledFrame, sha256
-from ase_bayesmlip.md.scores import calibration_scores
-from ase_bayesmlip.serving.archive import replace_card
-from ase_bayesmlip.serving.recalibrate import write_recalibrated
+
+if TYPE_CHECKING:
+    from ase_bayesmlip.structures.labelled import LabelledFrame
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "calibrate", help="make the error bars of a served file as large as errors are"
+    )
+    parser.add_argument("model", type=Path, help="served file")
+    parser.add_argument("frames", nargs="+", help="labelled frames that trained nothing")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="may be the same file")
+    parser.add_argument(
+        "--method",
+        choices=["global", "split", "per-element", "per-element-split", "none"],
+        default="global",
+        help="variance factors: one, one for epistemic and aleatoric, one for each element, both, "
+        "or none; levels of confidence (isotonic, conformal) are kept in any case",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Calibrate a file and say what came of it."""
+    from ase_bayesmlip.config import KeysConfig
+    from ase_bayesmlip.structures.labelled import read_frames
+
+    # Labels have the names that they had in training.
+    data = read_card(arguments.model).config.get("data", {})
+    keys = KeysConfig(**data.get("keys", {}))
+    frames = read_frames(arguments.frames, keys, data.get("units", "kcal/mol"))
+    card = calibrate_file(arguments.model, frames, arguments.output, arguments.method)
+    print(f"{describe_calibration(card)}\nwrote {arguments.output}")
 
 
 def score_frames(model: Path, frames: Sequence[LabelledFrame]) -> None:
     """Keep the scores of calibration frames in a file: a monitor's thresholds come from them."""
+    from ase_bayesmlip.calculator import BayesianCalculator
+    from ase_bayesmlip.md.scores import calibration_scores
+    from ase_bayesmlip.serving.archive import replace_card
+    from ase_bayesmlip.structures.labelled import sha256
+
     calculator = BayesianCalculator(model)
     atoms = [frame.atoms for frame in frames]
     scores = calibration_scores(calculator.evaluate(atoms), atoms)
@@ -61,6 +95,12 @@ def calibrate_file(
         With its consequence: few frames, a missing element, parts that cannot be told apart,
         frames that calibrated the file before, a compiled program that is left out.
     """
+    from ase_bayesmlip.calculator import BayesianCalculator
+    from ase_bayesmlip.calibration import calibrate, observe, scaled_results
+    from ase_bayesmlip.md.scores import calibration_scores
+    from ase_bayesmlip.serving.calibrate import write_recalibrated
+    from ase_bayesmlip.structures.labelled import sha256
+
     card = read_card(model)
     digest = sha256(frames)
     _check_frames(card, digest)

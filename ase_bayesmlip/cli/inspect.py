@@ -5,8 +5,10 @@ The costs are measured ones: `examples/benchmarks/posterior_cost.py` writes the 
 
 from __future__ import annotations
 
+import argparse
 import json
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from ase.data import chemical_symbols
@@ -20,6 +22,28 @@ EPISTEMIC = {
     "laplace": "curvature of the likelihood at trained weights",
     "evidential": "law that the network gives for its own error; its share is a convention",
 }
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the command."""
+    parser = commands.add_parser("inspect", help="print the card of a served file (no torch)")
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--json", action="store_true", help="the whole card as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the card, in words or as JSON."""
+    from ase_bayesmlip.card import read_card
+
+    card = read_card(arguments.model)
+    if arguments.json:
+        print(card.to_json())
+        return
+    rows = describe(card)
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:>{width}}  {value}")
 
 
 def describe(card: ModelCard) -> dict[str, str]:

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
-import ase.io
 import numpy as np
-
-from ase_bayesmlip.calculator import BayesianCalculator
-from ase_bayesmlip.md.simulation import (
-    LOG,
-    RECALCULATED,
-    TRAJECTORY,
-    SimulationConfig,
-    reference_calculator,
-    run_simulation,
-)
-from ase_bayesmlip.plots import monitored_md_figure, read_log
 
 MODEL = "ethanol_ensemble.pt"
 START = "ethanol_test.extxyz"
@@ -25,6 +15,22 @@ FALSE_ALARM_RATE = 0.01
 COLD_K, HOT_K = 300.0, 1200.0
 N_COLD, N_HOT = 1500, 1500
 TIME_STEP_FS = 0.5
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the command."""
+    parser = commands.add_parser("demo", help="two minutes that show what this is for")
+    parser.add_argument("--out", type=Path, default=Path("bayesmlip-demo"))
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the demonstration on one thread."""
+    import torch
+
+    torch.set_num_threads(1)  # nine atoms: more threads only wait for each other
+    print(run_demo(arguments.out, progress=not arguments.quiet))
 
 
 def run_demo(out: Path, progress: bool = True) -> str:
@@ -49,13 +55,19 @@ def run_demo(out: Path, progress: bool = True) -> str:
     ImportError
         If tblite, the reference, is not installed.
     """
-    reference = reference_calculator("gfn2")
+    import ase.io
+
+    from ase_bayesmlip.calculator import BayesianCalculator
+    from ase_bayesmlip.md import simulation
+    from ase_bayesmlip.report import monitored_md_figure, read_log
+
+    reference = simulation.reference_calculator("gfn2")
     data = files("ase_bayesmlip.data")
     with as_file(data / MODEL) as path:
         calculator = BayesianCalculator(path)
     with as_file(data / START) as path:
         atoms = next(ase.io.iread(path))
-    config = SimulationConfig(
+    config = simulation.SimulationConfig(
         temperature_K=COLD_K,
         n_steps=N_COLD + N_HOT,
         time_step_fs=TIME_STEP_FS,
@@ -65,10 +77,10 @@ def run_demo(out: Path, progress: bool = True) -> str:
         budget=60,
         seed=1,
     )
-    run = run_simulation(
+    run = simulation.run_simulation(
         atoms, calculator, config, out, reference, progress=progress, overwrite=True
     )
-    log = read_log(out / LOG)
+    log = read_log(out / simulation.LOG)
     hot_from = N_COLD * TIME_STEP_FS
     figure = monitored_md_figure(
         log,
@@ -80,6 +92,8 @@ def run_demo(out: Path, progress: bool = True) -> str:
 
 
 def _summary(log: dict[str, np.ndarray], out: Path, figure: Path, n_members: int) -> str:
+    from ase_bayesmlip.md.simulation import LOG, RECALCULATED, TRAJECTORY
+
     hot = log["step"] > N_COLD
     known = np.isfinite(log["force_rmse"])
     lines = [

@@ -12,7 +12,7 @@ from ase_bayesmlip import metrics
 from ase_bayesmlip.evaluation import Errors, Evaluation, SetEvaluation
 from ase_bayesmlip.evaluation.estimates import CURVE_LEVELS
 from ase_bayesmlip.md.scores import SCORE_UNITS
-from ase_bayesmlip.plots.evaluation import (
+from ase_bayesmlip.report.panels import (
     plot_calibration,
     plot_coverage,
     plot_error_against_sigma,
@@ -21,8 +21,8 @@ from ase_bayesmlip.plots.evaluation import (
     plot_roc,
     plot_scores,
 )
-from ase_bayesmlip.plots.structure import structures_figure
-from ase_bayesmlip.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE, VERMILLION
+from ase_bayesmlip.report.structure import structures_figure
+from ase_bayesmlip.report.style import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE, VERMILLION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ase_bayesmlip.strict import Rule
+from ase_bayesmlip.config.strict import Rule
 
 # What gives the law of a force error from one network, see `nn.evidential`.
 EVIDENTIAL_LOSSES = ("evidential", "eip")

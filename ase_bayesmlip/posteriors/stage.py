@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ase_bayesmlip.training.distributed import rank
-from ase_bayesmlip.training.progress import append_metrics, truncate_metrics
+from ase_bayesmlip.training.log import append_metrics, truncate_metrics
 from ase_bayesmlip.training.state import differences
 
 STAGE_VERSION = 1

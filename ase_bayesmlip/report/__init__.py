@@ -7,7 +7,7 @@ colour-blind readers.
 
 from __future__ import annotations
 
-from ase_bayesmlip.plots.simulation import (
+from ase_bayesmlip.report.simulation import (
     monitored_md_figure,
     plot_energy,
     plot_force_error,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ase_bayesmlip.plots.style import BLUE, GREEN, GREY, SHADE, STYLE, VERMILLION
+from ase_bayesmlip.report.style import BLUE, GREEN, GREY, SHADE, STYLE, VERMILLION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

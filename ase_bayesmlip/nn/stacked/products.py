@@ -16,10 +16,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ase_bayesmlip import native  # noqa: F401 (defines the operators)
-from ase_bayesmlip.nn.couplings import Couplings
-from ase_bayesmlip.nn.dense_geometry import Surroundings, vector_gradients
-from ase_bayesmlip.nn.radial_table import interpolate
+from ase_bayesmlip.nn.stacked import operators  # noqa: F401 (defines the operators)
+from ase_bayesmlip.nn.stacked.couplings import Couplings
+from ase_bayesmlip.nn.stacked.geometry import Surroundings, vector_gradients
+from ase_bayesmlip.nn.stacked.radial_table import interpolate
 
 
 def channel_rows(left: Tensor, right: Tensor, table: Couplings, kernel: str | None) -> Tensor:

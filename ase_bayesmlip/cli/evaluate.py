@@ -1,11 +1,9 @@
-"""The command ``bayesmlip evaluate``: from files to numbers, report and figures."""
+"""``bayesmlip evaluate``: from files to numbers, report and figures."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import tempfile
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +15,9 @@ FIGURE_ENDINGS = (".png", ".pdf")
 BATCH = 32
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of the command."""
+def add_parser(commands: Any) -> None:
+    """Declare the command."""
+    parser = commands.add_parser("evaluate", help="errors and error bars on labelled frames")
     parser.add_argument("model", type=Path, help="served file")
     parser.add_argument("test", help="labelled frames like those of the training, never used in it")
     parser.add_argument("--ood", help="foreign frames; labels may be missing")
@@ -35,85 +34,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", choices=["float32", "float64"])
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.set_defaults(run=run)
 
 
-def run_evaluate(arguments: argparse.Namespace) -> tuple[str, list[str]]:
+def run(arguments: argparse.Namespace) -> None:
     """Evaluate and write what was asked for; nothing is written before everything is computed.
-
-    Returns
-    -------
-    summary : str
-    notes : list of str
-        What could not be had, and why.
 
     Raises
     ------
     FileNotFoundError, DataError, ValueError
         For files that are missing or cannot be used; the message says which and how to repair it.
     """
+    from ase_bayesmlip.report.files import write_evaluation
+
     _check_targets(arguments)
     evaluation = _evaluate(arguments)
     written = write_evaluation(
         evaluation, arguments.json, report=arguments.report, figures=arguments.figures
     )
-    return _summary(evaluation, written), evaluation.notes
-
-
-def write_evaluation(
-    evaluation: Evaluation,
-    json_path: Path | None = None,
-    *,
-    report: Path | None = None,
-    figures: Path | None = None,
-) -> list[Path]:
-    """Write an evaluation, of any calculator, as numbers, as a report and as figures.
-
-    Parameters
-    ----------
-    evaluation : Evaluation
-    json_path, report : Path or None
-        Files for the numbers and for the report.
-    figures : Path or None
-        Folder for the figures as PNG and PDF; made if need be.
-
-    Returns
-    -------
-    list of Path
-        What was written, each file whole or not at all, after everything was drawn.
-    """
-    files: dict[Path, bytes] = {}
-    if json_path:
-        text = json.dumps(evaluation.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-        files[json_path] = (text + "\n").encode()
-    if report or figures:
-        from ase_bayesmlip.plots.evaluation_figures import evaluation_figures, render
-        from ase_bayesmlip.report import html_report
-
-        drawn = evaluation_figures(evaluation)
-        images = {name: render(figure, "png") for name, figure in drawn.items()}
-        if report:
-            files[report] = html_report(evaluation, images).encode()
-        if figures:
-            for name, figure in drawn.items():
-                files[figures / f"{name}.png"] = images[name]
-                files[figures / f"{name}.pdf"] = render(figure, "pdf")
-            figures.mkdir(parents=True, exist_ok=True)
-    for path, content in files.items():
-        write_whole(path, content)
-    return list(files)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that a reader finds the old content or the new one, never a part."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # What could not be had, and why.
+    for note in evaluation.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(_summary(evaluation, written))
 
 
 def _check_targets(arguments: argparse.Namespace) -> None:
@@ -134,7 +76,7 @@ def _evaluate(arguments: argparse.Namespace) -> Evaluation:
     from ase_bayesmlip.card import read_card
     from ase_bayesmlip.config import KeysConfig
     from ase_bayesmlip.evaluation import Bootstrap, evaluate
-    from ase_bayesmlip.evaluation import frames as reading
+    from ase_bayesmlip.structures import partly_labelled as reading
 
     # All that a user may have got wrong is read before a model is loaded and run.
     bootstrap = Bootstrap(arguments.resamples, seed=arguments.seed)
@@ -189,7 +131,7 @@ def _predict(
 def _read(
     path: str, what: str, keys: KeysConfig, atomic_numbers: list[int], notes: list[str]
 ) -> list[EvaluationFrame]:
-    from ase_bayesmlip.evaluation import frames as reading
+    from ase_bayesmlip.structures import partly_labelled as reading
 
     frames = reading.read_evaluation_frames(path, keys)
     frames, left_out = reading.frames_of_known_elements(frames, atomic_numbers, path)
@@ -226,7 +168,7 @@ def _names(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def _short(path: str) -> str:
-    from ase_bayesmlip.datasets import split_slice
+    from ase_bayesmlip.structures.labelled import split_slice
 
     name = split_slice(path)[0].name
     for ending in (".xz", ".gz", ".bz2", ".extxyz", ".xyz", ".npz", ".db", ".traj"):
@@ -252,7 +194,7 @@ def _facts(calculator: Any) -> dict[str, Any]:
 
 def _summary(evaluation: Evaluation, written: list[Path]) -> str:
     """A table for the terminal: the numbers that matter most, then the files."""
-    from ase_bayesmlip.report import number_with_interval
+    from ase_bayesmlip.report.html import number_with_interval
 
     shown = {
         "energy_rmse_meV_per_atom": "energy RMSE, meV/atom",

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ase_bayesmlip.strict import Rule
+from ase_bayesmlip.config.strict import Rule
 
 
 @dataclass(frozen=True)

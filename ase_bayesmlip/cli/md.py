@@ -1,0 +1,93 @@
+"""``bayesmlip md``: a monitored simulation with its files and its figure."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the command."""
+    parser = commands.add_parser("md", help="molecular dynamics that knows when to doubt itself")
+    parser.add_argument("model", type=Path, help="served file")
+    parser.add_argument("start", help="structure in any format ASE reads")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier run there")
+    parser.add_argument("--temperature-K", type=float, default=300.0)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--time-step-fs", type=float, default=0.5)
+    parser.add_argument("--integrator", default="langevin")
+    parser.add_argument("--friction-per-fs", type=float, default=0.01)
+    trigger = parser.add_mutually_exclusive_group()
+    trigger.add_argument(
+        "--false-alarm-rate",
+        type=float,
+        help="share of frames like the calibration frames that may be flagged (default 0.01)",
+    )
+    trigger.add_argument("--threshold", type=float, help="in the unit of the score")
+    parser.add_argument("--score", default="forces_epistemic_max")
+    parser.add_argument("--upper-limit", type=float, help="score of an unphysical frame: stop")
+    parser.add_argument("--patience", type=int, default=1, help="flags in a row before acting")
+    parser.add_argument("--cooldown", type=int, default=0, help="quiet frames after acting")
+    parser.add_argument("--budget", type=int, help="most events acted upon")
+    parser.add_argument(
+        "--frames-between-false-alarms",
+        type=float,
+        help="warn when scores leave the calibration; how often that may be wrong (e.g. 1e5)",
+    )
+    parser.add_argument("--interval", type=int, default=1, help="observe every so many steps")
+    parser.add_argument("--action", choices=["continue", "stop", "rewind"], default="continue")
+    parser.add_argument("--reference", help="gfn2, gfn1, emt or lj: recalculates flagged frames")
+    parser.add_argument(
+        "--continue-on-reference", action="store_true", help="integrate on its forces, too"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", choices=["float32", "float64"])
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Simulate, then summarise and draw."""
+    import ase.io
+
+    from ase_bayesmlip.calculator import BayesianCalculator
+    from ase_bayesmlip.md.simulation import (
+        LOG,
+        SimulationConfig,
+        reference_calculator,
+        run_simulation,
+    )
+
+    names = {field.name for field in dataclasses.fields(SimulationConfig)}
+    given = {name: value for name, value in vars(arguments).items() if name in names}
+    if arguments.false_alarm_rate is None and arguments.threshold is None:
+        given["false_alarm_rate"] = 0.01
+    config = SimulationConfig(n_steps=arguments.steps, **given)
+    if not Path(arguments.start).is_file():
+        raise FileNotFoundError(f"no structure file at {arguments.start}")
+    if arguments.continue_on_reference and not arguments.reference:
+        raise ValueError("--continue-on-reference needs --reference")
+    reference = reference_calculator(arguments.reference) if arguments.reference else None
+    summary = run_simulation(
+        ase.io.read(arguments.start),  # type: ignore[arg-type]
+        BayesianCalculator(arguments.model, arguments.device, arguments.dtype),
+        config,
+        arguments.out,
+        reference=reference,
+        progress=not arguments.quiet,
+        overwrite=arguments.overwrite,
+    )
+    figure = _draw(arguments.out / LOG, summary.score_name)
+    print(f"{summary}\nfigure: {figure}")
+
+
+def _draw(log: Path, score_name: str) -> Path:
+    from ase_bayesmlip.md.scores import SCORE_UNITS
+    from ase_bayesmlip.report import monitored_md_figure, read_log
+
+    unit = SCORE_UNITS.get(score_name, "")
+    return monitored_md_figure(read_log(log), log.parent / "figure.png", unit=unit)

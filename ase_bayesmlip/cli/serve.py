@@ -1,0 +1,67 @@
+"""``bayesmlip serve``: from the folder of a run to one file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from ase_bayesmlip.cli.compile import compile_file
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the command."""
+    parser = commands.add_parser("serve", help="write the posterior of a run as one file")
+    parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the file, model.pt")
+    parser.add_argument(
+        "--samples", type=int, help="draws (default: posterior.samples; of an ensemble, all)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draw")
+    parser.add_argument(
+        "--backend",
+        choices=["torchscript", "aoti"],
+        default="torchscript",
+        help="aoti: also compile the posterior for this machine (see `bayesmlip compile`)",
+    )
+    parser.add_argument(
+        "--calibration",
+        nargs="+",
+        help="frames that fix the monitor's thresholds (default: data.calibration of the run)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Draw from the posterior of a run and write the file."""
+    import torch
+    import yaml
+
+    from ase_bayesmlip.cli.calibrate import score_frames
+    from ase_bayesmlip.posteriors import POSTERIORS
+    from ase_bayesmlip.serving.export import export_members
+    from ase_bayesmlip.structures.labelled import read_frames, sha256
+
+    path = arguments.folder / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"{arguments.folder} is no run written by `bayesmlip train`")
+    kind = yaml.safe_load(path.read_text(encoding="utf-8"))["posterior"]["kind"]
+    posterior = POSTERIORS[kind]
+    state = posterior.load(arguments.folder)
+    generator = torch.Generator().manual_seed(arguments.seed)
+    members = posterior.draw(state, arguments.samples, generator)
+    data = state.config.data
+    paths = arguments.calibration or data.calibration
+    # Read before anything is written: a mistake here must not leave a file without thresholds.
+    frames = read_frames(paths, data.keys, data.units) if paths else []
+    if frames and sha256(frames) in (state.record["train_sha256"], state.record["valid_sha256"]):
+        raise ValueError(f"{paths} are the training or validation frames; give unseen ones")
+    card = export_members(members, state.config, state.record, arguments.output, arguments.seed)
+    if frames and card.has_epistemic:
+        score_frames(arguments.output, frames)
+    elif not frames:
+        print("no calibration frames: a monitor will need a threshold in eV/Å", file=sys.stderr)
+    print(f"wrote {arguments.output}; look at it with: bayesmlip inspect {arguments.output}")
+    if arguments.backend == "aoti":
+        compile_file(arguments.output, "cpu", None)

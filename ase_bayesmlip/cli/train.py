@@ -1,0 +1,44 @@
+"""``bayesmlip train``: from a configuration to a folder with a run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the command."""
+    parser = commands.add_parser("train", help="train the potential(s) of a configuration")
+    parser.add_argument("config", type=Path, help="YAML configuration")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--jobs", type=int, help="members at a time (default: one per core)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train, on this process or under torchrun."""
+    from ase_bayesmlip.config import load_config
+    from ase_bayesmlip.nn.allocator import keep_freed_memory
+    from ase_bayesmlip.posteriors import POSTERIORS
+    from ase_bayesmlip.posteriors.members import available_cores
+    from ase_bayesmlip.serving.runtime import find_device
+    from ase_bayesmlip.training.distributed import rank, world_size
+
+    config = load_config(arguments.config)
+    find_device(arguments.device)
+    keep_freed_memory()
+    one_per_core = arguments.device == "cpu" and world_size() == 1
+    POSTERIORS[config.posterior.kind].fit(
+        config,
+        arguments.out,
+        resume=arguments.resume,
+        device=arguments.device,
+        jobs=arguments.jobs or (available_cores() if one_per_core else 1),
+        progress=not arguments.quiet,
+    )
+    if rank() == 0:
+        print(f"trained; next: bayesmlip serve {arguments.out} -o model.pt")

@@ -1,0 +1,1 @@
+"""Members evaluated together, for a compiler."""

@@ -1,0 +1,1 @@
+"""All that reads, checks and writes structures."""
