@@ -33,7 +33,7 @@ class ReferenceRecord:
     time_fs : float or None, fs
     score : float
     energy, reference_energy, energy_error : float, eV
-        Error: prediction minus reference.
+        Error: label - prediction, the reference minus the model's energy.
     energy_uncertainty : float, eV
         Predicted standard deviation of the energy (total).
     force_rmse : float, eV/Å
@@ -163,9 +163,9 @@ class Recalculate:
 
 
 def compare(event: Event, reference: dict[str, Any]) -> ReferenceRecord:
-    """Errors of a prediction beside the errors it predicted."""
+    """Errors, label - prediction, beside those that the prediction expected."""
     results = event.results
-    error = results["forces"] - reference["forces"]
+    error = reference["forces"] - results["forces"]
     lengths = np.linalg.norm(error, axis=1)
     numbers = {
         "energy": float(results.get("energy", np.nan)),
@@ -174,7 +174,7 @@ def compare(event: Event, reference: dict[str, Any]) -> ReferenceRecord:
         "force_rmse": float(np.sqrt(np.mean(error**2))),
         "force_max_error": float(lengths.max()),
     }
-    numbers["energy_error"] = numbers["energy"] - reference["energy"]
+    numbers["energy_error"] = reference["energy"] - numbers["energy"]
     if "forces_cov" in results:
         traces = np.trace(results["forces_cov"], axis1=1, axis2=2)
         numbers["force_rms_uncertainty"] = float(np.sqrt(traces.mean() / 3))

@@ -41,8 +41,8 @@ def loss(
     unit : float, eV/Å
         Force RMS of the training set.
     """
-    residual = (outputs.energy - labels.energy) / unit
-    force_residual = (outputs.forces - labels.forces) / unit
+    residual = (labels.energy - outputs.energy) / unit
+    force_residual = (labels.forces - outputs.forces) / unit
     if kind in EVIDENTIAL_LOSSES:
         value = evidential_loss(config, outputs, labels, graph, unit)
     else:
@@ -52,7 +52,7 @@ def loss(
         )
     if outputs.stress is not None and bool(labels.has_stress.any()):
         volume = torch.linalg.det(graph.cell).abs()[labels.has_stress].view(-1, 1, 1)
-        difference = (outputs.stress - labels.stress)[labels.has_stress] * volume / unit
+        difference = (labels.stress - outputs.stress)[labels.has_stress] * volume / unit
         per_structure = (difference**2).mean(dim=(1, 2)) / labels.n_atoms[labels.has_stress]
         value = value + config.stress_weight * per_structure.mean()
     return value
@@ -71,8 +71,8 @@ def negative_log_likelihood(outputs: Outputs, labels: Labels, graph: AtomicGraph
     """
     assert outputs.energy_var is not None  # the potential was built for the loss nll_jef
     assert outputs.forces_cov is not None
-    energy = gaussian_nll(outputs.energy - labels.energy, outputs.energy_var)
-    forces = multivariate_nll(outputs.forces - labels.forces, outputs.forces_cov)
+    energy = gaussian_nll(labels.energy - outputs.energy, outputs.energy_var)
+    forces = multivariate_nll(labels.forces - outputs.forces, outputs.forces_cov)
     return energy + sum_by_graph(forces, graph.batch, graph.n_graphs)
 
 

@@ -59,14 +59,14 @@ def validation_metrics(
         outputs = evaluate(potential, graph, stress, create_graph=False)
         value = loss(kind, config, outputs, labels, graph, unit)
         total += float(value.detach()) * graph.n_graphs
-        error = (outputs.energy - labels.energy).detach()
+        error = (labels.energy - outputs.energy).detach()
         energy += float((error**2 / labels.n_atoms).sum())
         per_atom += float(((error / labels.n_atoms) ** 2).sum())
-        force += float(((outputs.forces.detach() - labels.forces) ** 2).sum())
+        force += float(((labels.forces - outputs.forces.detach()) ** 2).sum())
         n_atoms += len(labels.forces)
         if outputs.energy_var is not None:
             energy_chi2 += float((error**2 / outputs.energy_var.detach()).sum())
-        residual = (outputs.forces - labels.forces).detach()
+        residual = (labels.forces - outputs.forces).detach()
         if isinstance(outputs.evidence, Evidence):
             laws.add(residual, outputs.evidence)
         elif outputs.forces_cov is not None:

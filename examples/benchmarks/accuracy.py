@@ -20,12 +20,12 @@ def errors(calculator: BayesianCalculator, path: str) -> dict[str, object]:
     frames = read_frames(path)
     results = calculator.evaluate([frame.atoms for frame in frames])
     energy = [
-        (result["energy"] - frame.energy) / len(frame.atoms)
+        (frame.energy - result["energy"]) / len(frame.atoms)
         for result, frame in zip(results, frames, strict=True)
     ]
     force = np.concatenate(
         [
-            (result["forces"] - frame.forces).ravel()
+            (frame.forces - result["forces"]).ravel()
             for result, frame in zip(results, frames, strict=True)
         ]
     )

@@ -28,9 +28,9 @@ def errors(calculator: MACECalculator, path: str) -> dict[str, object]:
     frames = ase.io.read(path, ":")
     for atoms in frames:
         atoms.calc = calculator
-        difference = atoms.get_potential_energy() - atoms.info["REF_energy"]
+        difference = atoms.info["REF_energy"] - atoms.get_potential_energy()
         energy.append(difference / len(atoms))
-        force.append((atoms.get_forces() - atoms.arrays["REF_forces"]).ravel())
+        force.append((atoms.arrays["REF_forces"] - atoms.get_forces()).ravel())
     force_errors = np.concatenate(force)
     return {
         "frames": Path(path).name,

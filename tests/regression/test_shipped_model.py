@@ -28,7 +28,7 @@ def calculator():
 def errors_and_scores(calculator, name):
     frames = read_frames(str(DATA / name))
     results = calculator.evaluate([frame.atoms for frame in frames])
-    error = [r["forces"] - f.forces for r, f in zip(results, frames, strict=True)]
+    error = [f.forces - r["forces"] for r, f in zip(results, frames, strict=True)]
     score = [
         SCORES["forces_epistemic_max"](r, f.atoms).value
         for r, f in zip(results, frames, strict=True)
@@ -61,7 +61,7 @@ def test_error_bars_have_the_size_of_the_errors(calculator):
     frames = read_frames(str(DATA / "ethanol_calib.extxyz"))
     variance = np.array([r["forces_var"] for r in results])
     assert 1 / 5 < np.mean(error**2 / variance) < 5
-    energy_error = [r["energy"] - f.energy for r, f in zip(results, frames, strict=True)]
+    energy_error = [f.energy - r["energy"] for r, f in zip(results, frames, strict=True)]
     energy_variance = [r["energy_var"] for r in results]
     assert 1 / 5 < np.mean(np.square(energy_error) / energy_variance) < 5
 

@@ -150,7 +150,7 @@ def test_recalculation_records_errors_beside_predictions(tmp_path):
     assert record.failure == ""
     assert record.energy == pytest.approx(2.5 * squares.sum(), rel=1e-12)
     assert record.reference_energy == pytest.approx(3.5 * squares.sum(), rel=1e-12)
-    assert record.energy_error == pytest.approx(-squares.sum(), rel=1e-12)
+    assert record.energy_error == pytest.approx(squares.sum(), rel=1e-12)
     assert record.force_rmse == pytest.approx(2.0 * np.sqrt(np.mean(displacement**2)), rel=1e-12)
     assert record.force_max_error == pytest.approx(2.0 * np.sqrt(squares.max()), rel=1e-12)
     deviations = 2.0 * np.array([0.5, 1.0, 0.25, 0.75])
