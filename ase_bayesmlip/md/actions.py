@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ase_bayesmlip.md.events import Event, UncertaintyWarning, event_information
 from ase_bayesmlip.md.recalculate import Recalculate, ReferenceRecord
 from ase_bayesmlip.md.rewind import Rewind
-from ase_bayesmlip.structures.extxyz import annotated_frame, append_frame
+from ase_bayesmlip.structures.extxyz import FrameFile, annotated_frame
 
 if TYPE_CHECKING:
     from ase_bayesmlip.md.monitor import UncertaintyMonitor
@@ -105,17 +105,24 @@ class WriteFrame:
 
     Energy, forces and stress are where ASE expects them; variances are in ``info`` and ``arrays``
     under the names of the results, 3×3 covariances as 9 columns; ``info`` also holds step, time,
-    score and threshold of the event. A quantity that is not finite is written as it is.
+    score and threshold of the event. A quantity that is not finite is written as it is. The first
+    frame that the monitor sees is tried in memory, see `FrameFile`.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._file = FrameFile(path)
+
+    def on_frame(self, monitor: UncertaintyMonitor) -> None:
+        """Find out before the first step whether frames can be written."""
+        if not self._file.checked:
+            self._file.check(annotated_frame(monitor.atoms, monitor.atoms.calc.results))
 
     def __call__(self, event: Event, monitor: UncertaintyMonitor) -> None:  # noqa: ARG002
         """Write one frame."""
         frame = annotated_frame(event.atoms, event.results)
         frame.info.update(event_information(event))
-        append_frame(self.path, frame)
+        self._file.append(frame)
 
 
 class TrajectoryWriter:
@@ -126,12 +133,13 @@ class TrajectoryWriter:
         dyn.attach(TrajectoryWriter(monitor, "trajectory.extxyz"), interval=10)
 
     Energy and forces are those of the model, also in frames that continue on reference forces.
-    A frame that was rewound is left out.
+    A frame that was rewound is left out. See `FrameFile` for what comes back when it is read.
     """
 
     def __init__(self, monitor: UncertaintyMonitor, path: str | Path) -> None:
         self.monitor = monitor
         self.path = Path(path)
+        self._file = FrameFile(path)
 
     def __call__(self) -> None:
         """Write the present frame."""
@@ -149,7 +157,7 @@ class TrajectoryWriter:
             frame.info["flagged"] = bool(row["flagged"])
         names = ("time_fs", "score", "threshold", "reference_energy")
         frame.info.update({name: row[name] for name in names if row.get(name) is not None})
-        append_frame(self.path, frame)
+        self._file.append(frame)
 
 
 class Stop:

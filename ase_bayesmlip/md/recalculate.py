@@ -15,7 +15,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from ase_bayesmlip.md.events import Event, UncertaintyWarning, event_information
 from ase_bayesmlip.md.integrators import refresh_forces
-from ase_bayesmlip.structures.extxyz import LABEL_PREFIX, annotated_frame, append_frame
+from ase_bayesmlip.structures.extxyz import LABEL_PREFIX, FrameFile, annotated_frame
 
 if TYPE_CHECKING:
     from ase_bayesmlip.md.monitor import UncertaintyMonitor
@@ -110,9 +110,16 @@ class Recalculate:
             raise ValueError(f"on_error must be 'warn' or 'raise', not {on_error!r}")
         self.reference_calculator = reference_calculator
         self.path = None if path is None else Path(path)
+        self._file = None if path is None else FrameFile(path)
         self.continue_on_reference = continue_on_reference
         self.on_error = on_error
         self.records: list[ReferenceRecord] = []
+
+    def on_frame(self, monitor: UncertaintyMonitor) -> None:
+        """Find out before the first step whether labelled frames can be written."""
+        if self._file is not None and not self._file.checked:
+            results = monitor.atoms.calc.results
+            self._file.check(annotated_frame(monitor.atoms, results, prefix=PREDICTION_PREFIX))
 
     def __call__(self, event: Event, monitor: UncertaintyMonitor) -> None:
         """Recalculate the frame of one event."""
@@ -126,8 +133,8 @@ class Recalculate:
         record = compare(event, reference)
         self.records.append(record)
         monitor.note(**{name: getattr(record, name) for name in LOGGED})
-        if self.path is not None:
-            append_frame(self.path, labelled_frame(event, reference))
+        if self._file is not None:
+            self._file.append(labelled_frame(event, reference))
         moved = not np.array_equal(monitor.atoms.positions, event.atoms.positions)
         if self.continue_on_reference and not moved:
             adopt_reference(monitor.atoms, monitor.dyn, reference)

@@ -390,3 +390,38 @@ def test_trajectory_leaves_out_rewound_frames_and_keeps_predictions(tmp_path):
     dyn.run(50)
     steps = [frame.info["step"] for frame in read(tmp_path / "b.extxyz", ":")]
     assert steps == list(np.flatnonzero(~monitor.history.flagged))
+
+
+@pytest.mark.parametrize("kind", ["trajectory", "flagged", "recalculated"])
+def test_a_start_structure_that_extended_xyz_cannot_carry(tmp_path, kind):
+    """Blank residue names, as of a PDB file, cost one warning and no frame."""
+    atoms = make_atoms(FakePotential())
+    atoms.arrays["residuenames"] = np.array(["   ", "ETH", "ETH", "ETH"])
+    atoms.arrays["tensors"] = np.arange(36.0).reshape(4, 3, 3)
+    atoms.info |= {"note": "", "title": "one two", "virial": np.eye(3)}
+    path = tmp_path / "a.extxyz"
+    actions = {"flagged": WriteFrame(path), "recalculated": Recalculate(FakePotential(4.0), path)}
+    dyn = ScriptedDynamics(atoms)
+    monitor = UncertaintyMonitor(
+        dyn, threshold=1.0, actions=list(filter(None, [actions.get(kind)]))
+    )
+    writer = TrajectoryWriter(monitor, path) if kind == "trajectory" else lambda: None
+
+    def observe():
+        monitor()
+        writer()
+
+    with pytest.warns(UserWarning, match=r"info\['note'\], arrays\['residuenames'\]"):
+        dyn.play(observe, [0.5])
+    assert path.exists() == (kind == "trajectory")
+    dyn.play(observe, [2.0])
+    frame = read(path)
+    np.testing.assert_array_equal(frame.positions, atoms.positions)
+    np.testing.assert_array_equal(frame.arrays["tensors"], atoms.arrays["tensors"].reshape(4, 9))
+    assert frame.info["title"] == "one two"
+    np.testing.assert_array_equal(frame.info["virial"], np.eye(3))
+    prefix = "predicted_" if kind == "recalculated" else ""
+    for name in ("forces_cov", "energies_var_epistemic"):
+        found = np.reshape(frame.arrays[prefix + name], np.shape(atoms.calc.results[name]))
+        np.testing.assert_array_equal(found, atoms.calc.results[name])
+    assert frame.info[f"{prefix}energy_var_epistemic"] == atoms.calc.results["energy_var_epistemic"]
