@@ -21,7 +21,12 @@ from ase_bayesmlip.graph import AtomicGraph
 from ase_bayesmlip.prediction import to_results
 from ase_bayesmlip.serving.runtime import LoadedModel, load_model
 from ase_bayesmlip.structures.checks import check_distances, check_structure
-from ase_bayesmlip.structures.neighbors import NeighborList, atomic_graph, has_lattice
+from ase_bayesmlip.structures.neighbors import (
+    NeighborList,
+    atomic_graph,
+    find_lone_atoms,
+    has_lattice,
+)
 
 MEAN = ["energy", "free_energy", "energies", "forces", "stress"]
 SPLIT = ["energy_var", "energies_var", "forces_cov"]
@@ -69,6 +74,10 @@ class BayesianCalculator(Calculator):
     implemented_properties : list of str
         What this file can give. A quantity that its posterior cannot know is not in the list, and
         asking for it raises `PropertyNotImplementedError`.
+    lone_atoms : tuple of int
+        Atoms without a neighbour within the cutoff in the structure that `results` belongs to.
+        The model knows of such an atom nothing but its element: all members agree on a force of
+        zero, so that no uncertainty tells of it.
 
     Notes
     -----
@@ -111,6 +120,7 @@ class BayesianCalculator(Calculator):
         self.lazy = lazy
         self._neighbors = NeighborList(self.card.cutoff, skin)
         self.implemented_properties = _implemented(self.card, return_members)
+        self.lone_atoms: tuple[int, ...] = ()
         self.parameters.update(
             model=self.model.path,
             device=str(self.model.device),
@@ -137,6 +147,7 @@ class BayesianCalculator(Calculator):
         """
         super().calculate(atoms, properties, system_changes)
         self.results = {}  # a structure that is refused must not keep the numbers of the last one
+        self.lone_atoms = ()
         graph = self._checked_graph(self.atoms, self._neighbors)
         stress = has_lattice(self.atoms)
         # Evidential networks know the trace without the matrices, others do not.
@@ -152,6 +163,8 @@ class BayesianCalculator(Calculator):
         if left_out:  # without its epistemic part a total would be too small
             for name in EXTRA & self.results.keys():
                 del self.results[name]
+        lone = find_lone_atoms(graph.edge_index.numpy(), len(self.atoms))
+        self.lone_atoms = tuple(lone.tolist())
 
     def evaluate(self, frames: Sequence[Atoms], batch_size: int = 32) -> list[dict[str, Any]]:
         """Results of many structures, evaluated `batch_size` at a time; the cache is untouched.

@@ -77,6 +77,19 @@ def _squared_lengths(
     return squared
 
 
+def find_lone_atoms(edge_index: np.ndarray, n_atoms: int) -> np.ndarray:
+    """Indices of the atoms that have no neighbour, ascending.
+
+    Parameters
+    ----------
+    edge_index : ndarray of int, (2, n_edges)
+        Every pair in both directions, as `neighbor_edges` returns them.
+    """
+    lone = np.ones(n_atoms, dtype=bool)
+    lone[edge_index[0]] = False
+    return np.flatnonzero(lone)
+
+
 class NeighborList:
     """Neighbours of a structure that moves a little between calls.
 

@@ -348,6 +348,31 @@ def test_evaluate_gives_what_calculate_gives(
         same(single.results, found)
 
 
+def test_lone_atoms_are_those_of_the_last_evaluation(calculator, ethanol):
+    calc = calculator("ensemble")
+    assert calc.lone_atoms == ()
+    calc.get_forces(ethanol)
+    assert calc.lone_atoms == ()
+    apart = ethanol.copy()
+    apart.positions[[2, 5]] += [[40.0, 0.0, 0.0], [0.0, 40.0, 0.0]]
+    forces = calc.get_forces(apart)
+    assert calc.lone_atoms == (2, 5)
+    np.testing.assert_array_equal(forces[[2, 5]], 0.0)
+    # Two atoms that are near each other only, and an atom that neighbours its own images.
+    pair = ethanol.copy()
+    pair.positions[[2, 5]] += 40.0
+    calc.get_forces(pair)
+    assert calc.lone_atoms == ()
+    for size, lone in [(8.0, (0,)), (3.0, ())]:
+        calc.get_forces(Atoms("C", cell=[size] * 3, pbc=True))
+        assert calc.lone_atoms == lone
+    calc.evaluate([ethanol, apart])
+    calc.get_forces(apart)
+    with pytest.raises(ValueError, match="no atoms"):
+        calc.get_forces(Atoms())
+    assert calc.lone_atoms == ()
+
+
 def test_evaluate_nothing_and_leave_the_cache(counted, ethanol, strained_co2):
     model = counted("race")
     calc = BayesianCalculator(model)

@@ -14,6 +14,7 @@ from ase_bayesmlip.structures.neighbors import (
     NeighborList,
     atomic_graph,
     complete_cell,
+    find_lone_atoms,
     has_lattice,
     neighbor_edges,
 )
@@ -44,6 +45,16 @@ def random_atoms(seed: int, n_atoms: int, size: float, pbc) -> Atoms:
     cell = size * (np.eye(3) + generator.uniform(-0.3, 0.3, size=(3, 3)))
     positions = generator.uniform(-0.5, 1.5, size=(n_atoms, 3)) @ cell
     return Atoms(f"H{n_atoms}", positions=positions, cell=cell, pbc=pbc)
+
+
+@FAST
+@given(seed=st.integers(0, 10**6), n_atoms=st.integers(1, 12), cutoff=st.floats(0.5, 3.0))
+def test_lone_atoms_have_no_distance_within_the_cutoff(seed, n_atoms, cutoff):
+    positions = np.random.default_rng(seed).uniform(0.0, 6.0, size=(n_atoms, 3))
+    atoms = Atoms(f"H{n_atoms}", positions=positions)
+    distances = atoms.get_all_distances() + 100.0 * np.eye(n_atoms)
+    expected = np.flatnonzero(distances.min(axis=1) >= cutoff)
+    np.testing.assert_array_equal(find_lone_atoms(search(atoms, cutoff)[0], n_atoms), expected)
 
 
 @FAST
