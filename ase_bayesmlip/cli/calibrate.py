@@ -35,12 +35,12 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Calibrate a file and say what came of it."""
-    from ase_bayesmlip.config import KeysConfig
+    from ase_bayesmlip.config import KeysConfig, from_dict
     from ase_bayesmlip.structures.labelled import read_frames
 
     # Labels have the names that they had in training.
     data = read_card(arguments.model).config.get("data", {})
-    keys = KeysConfig(**data.get("keys", {}))
+    keys = from_dict(KeysConfig, data.get("keys", {}), f"{arguments.model}: data.keys")
     frames = read_frames(arguments.frames, keys, data.get("units", "kcal/mol"))
     card = calibrate_file(arguments.model, frames, arguments.output, arguments.method)
     print(f"{describe_calibration(card)}\nwrote {arguments.output}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,7 @@ def _check_targets(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> Evaluation:
     from ase_bayesmlip.card import read_card
-    from ase_bayesmlip.config import KeysConfig
+    from ase_bayesmlip.config import KeysConfig, from_dict
     from ase_bayesmlip.evaluation import Bootstrap, evaluate
     from ase_bayesmlip.structures import partly_labelled as reading
 
@@ -83,12 +84,11 @@ def _evaluate(arguments: argparse.Namespace) -> Evaluation:
     card = read_card(arguments.model)
     if arguments.before:
         read_card(arguments.before)
+    # Labels have the names that they had in training, unless others are given.
     trained = card.config.get("data", {}).get("keys", {})
-    keys = KeysConfig(
-        energy=arguments.energy_key or trained.get("energy", KeysConfig.energy),
-        forces=arguments.forces_key or trained.get("forces", KeysConfig.forces),
-        stress=trained.get("stress", KeysConfig.stress),
-    )
+    keys = from_dict(KeysConfig, trained, f"{arguments.model}: data.keys")
+    given = {"energy": arguments.energy_key, "forces": arguments.forces_key}
+    keys = dataclasses.replace(keys, **{name: key for name, key in given.items() if key})
     notes: list[str] = []
     test = _read(arguments.test, "test set", keys, card.atomic_numbers, notes)
     reading.check_labels(test, arguments.test, keys)
@@ -168,7 +168,7 @@ def _names(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def _short(path: str) -> str:
-    from ase_bayesmlip.structures.labelled import split_slice
+    from ase_bayesmlip.structures.reading import split_slice
 
     name = split_slice(path)[0].name
     for ending in (".xz", ".gz", ".bz2", ".extxyz", ".xyz", ".npz", ".db", ".traj"):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +36,28 @@ def run(arguments: argparse.Namespace) -> None:
     find_device(arguments.device)
     keep_freed_memory()
     one_per_core = arguments.device == "cpu" and world_size() == 1
-    POSTERIORS[config.posterior.kind].fit(
-        config,
-        arguments.out,
-        resume=arguments.resume,
-        device=arguments.device,
-        jobs=arguments.jobs or (available_cores() if one_per_core else 1),
-        progress=not arguments.quiet,
-    )
+    with _announced():
+        POSTERIORS[config.posterior.kind].fit(
+            config,
+            arguments.out,
+            resume=arguments.resume,
+            device=arguments.device,
+            jobs=arguments.jobs or (available_cores() if one_per_core else 1),
+            progress=not arguments.quiet,
+        )
     if rank() == 0:
         print(f"trained; next: bayesmlip serve {arguments.out} -o model.pt")
+
+
+@contextmanager
+def _announced() -> Iterator[None]:
+    """Print what the package logs: the line on what is trained, which --quiet keeps."""
+    logger, handler = logging.getLogger("ase_bayesmlip"), logging.StreamHandler(sys.stdout)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

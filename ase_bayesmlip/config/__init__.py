@@ -1,12 +1,12 @@
-"""Configuration as data: `run` is the whole, `loss` and `posterior` its parts."""
+"""Configuration as data: `run` is the whole, `keys`, `loss` and `posterior` its parts."""
 
 from __future__ import annotations
 
+from ase_bayesmlip.config.keys import KeysConfig, check_keys
 from ase_bayesmlip.config.loss import EvidenceConfig, LossConfig
 from ase_bayesmlip.config.run import (
     Config,
     DataConfig,
-    KeysConfig,
     ModelConfig,
     SeedsConfig,
     TrainingConfig,
@@ -25,6 +25,7 @@ __all__ = [
     "ModelConfig",
     "SeedsConfig",
     "TrainingConfig",
+    "check_keys",
     "from_dict",
     "load_config",
     "to_dict",

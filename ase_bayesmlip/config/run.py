@@ -15,18 +15,10 @@ from typing import Any, Literal
 
 import yaml
 
+from ase_bayesmlip.config.keys import KeysConfig, check_keys
 from ase_bayesmlip.config.loss import EVIDENTIAL_LOSSES, LossConfig, loss_rules
 from ase_bayesmlip.config.posterior import EnsembleConfig, PosteriorConfig, posterior_rules
 from ase_bayesmlip.config.strict import ConfigError, Rule, from_dict
-
-
-@dataclass(frozen=True)
-class KeysConfig:
-    """Names under which the labels stand in the training files."""
-
-    energy: str = "REF_energy"
-    forces: str = "REF_forces"
-    stress: str = "REF_stress"
 
 
 @dataclass(frozen=True)
@@ -256,6 +248,7 @@ def load_config(path: str | Path) -> Config:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     config = from_dict(Config, content if content is not None else {})
+    check_keys(config.data.keys)
     return _resolve_paths(config, path.resolve().parent)
 
 

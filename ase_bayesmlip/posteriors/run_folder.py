@@ -14,6 +14,7 @@ import yaml
 
 from ase_bayesmlip.config import Config, to_dict
 from ase_bayesmlip.config.strict import from_dict
+from ase_bayesmlip.training.announcement import announce
 from ase_bayesmlip.training.data import TrainingData
 from ase_bayesmlip.training.distributed import barrier, rank
 from ase_bayesmlip.training.state import differences, run_identity
@@ -25,7 +26,8 @@ def member_name(index: int) -> str:
 
 
 def prepare_run(config: Config, data: TrainingData, folder: Path, resume: bool) -> None:
-    """Write ``config.yaml`` and ``run.json``, or check them against a run to be resumed."""
+    """Say what is trained; write ``config.yaml`` and ``run.json``, or check them to resume."""
+    announce(config, data)
     record = data.record()
     written = folder / "run.json"
     if any(folder.glob("member-*/*.pt")) and written.exists():

@@ -113,7 +113,8 @@ def check_overlaps(atoms: Atoms) -> None:
     if distances[i, 1] >= MIN_DISTANCE:
         return
     j = int(indices[i, 1] if indices[i, 1] != i else indices[i, 0])
-    text = _overlap(*sorted((i, int(owners[j]))), float(distances[i, 1]))
+    pair = sorted((i, int(owners[j])))
+    text = _overlap(pair[0], pair[1], float(distances[i, 1]))
     if len(atoms) > 2 and not np.ptp(atoms.positions, axis=0).any():
         text += "; all atoms are at one place: were positions given (in extended XYZ, a column pos)"
     raise ValueError(text)

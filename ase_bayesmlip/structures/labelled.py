@@ -1,37 +1,33 @@
-"""Labelled frames: reading, checking, splitting and atomic reference energies."""
+"""Labelled frames: the one door through which structures with labels come in.
+
+Every frame of a file for training, validation, calibration and evaluation passes `checked_atoms`
+before a model is built: what the calculator would refuse is refused here, with ``file#frame``.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import lzma
-import shutil
-import tempfile
-import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import ase.io
 import numpy as np
 from ase import Atoms, units
-from ase.data import chemical_symbols
-from ase.io.formats import UnknownFileTypeError, open_with_compression
 
-from ase_bayesmlip.config import DataConfig, KeysConfig
+from ase_bayesmlip.config import KeysConfig
+from ase_bayesmlip.structures.checks import check_geometry, check_overlaps
+from ase_bayesmlip.structures.labels import (
+    HIGH_STRESS,
+    energy_of,
+    forces_of,
+    needed_label,
+    stress_of,
+)
+from ase_bayesmlip.structures.npz import read_npz
+from ase_bayesmlip.structures.reading import DataError, read_structures, split_slice
+from ase_bayesmlip.structures.reference_energies import is_isolated_atom
 
 ENERGY_UNITS = {"eV": 1.0, "kcal/mol": units.kcal / units.mol}
-
-# Array names of the two .npz layouts in use: (numbers, positions, energies, forces).
-NPZ_LAYOUTS = {
-    "rMD17": ("nuclear_charges", "coords", "energies", "forces"),
-    "MD17/MD22": ("z", "R", "E", "F"),
-}
-
-
-class DataError(ValueError):
-    """Labelled frames that cannot be used; the message names file, frame and key."""
 
 
 @dataclass(frozen=True)
@@ -67,181 +63,92 @@ def read_frames(
     ------
     FileNotFoundError
     DataError
-        For missing or non-finite labels and wrong shapes; names file, frame and key.
+        For structures that no model can be asked about, and for missing or broken labels; names
+        file, frame and key.
+
+    Warns
+    -----
+    UserWarning
+        Once a file, if a stress is so large that its unit may be wrong.
     """
     keys = keys or KeysConfig()
     frames: list[LabelledFrame] = []
     for path in [paths] if isinstance(paths, str) else paths:
         name, index = split_slice(path)
         if name.suffix == ".npz":
-            frames += _read_npz(name, index, ENERGY_UNITS[npz_units])
+            unit = ENERGY_UNITS[npz_units]
+            for source, atoms, energy, forces in read_npz(name, index):
+                clean = checked_atoms(atoms, source)
+                frames.append(LabelledFrame(clean, energy * unit, forces * unit, None, source))
             continue
-        for number, atoms in read_structures(name, index):
-            if atoms.info.get("config_type") != "IsolatedAtom":
-                frames.append(labelled_frame(atoms, keys, f"{name}#{number}"))
+        found = [
+            labelled_frame(atoms, keys, f"{name}#{number}")
+            for number, atoms in read_structures(name, index)
+            if not is_isolated_atom(atoms)
+        ]
+        warn_of_high_stress([(frame.source, frame.stress) for frame in found])
+        frames += found
     if not frames:
         raise DataError(f"no labelled frames in {paths}")
     return frames
 
 
-def split_slice(path: str) -> tuple[Path, slice]:
-    """``file@0:450`` to the path and its slice; without ``@`` all frames."""
-    name, _, text = str(path).rpartition("@")
-    if not name or Path(path).exists():
-        return Path(path), slice(None)
-    try:
-        parts = [int(part) if part else None for part in text.split(":")]
-        if len(parts) == 1 and parts[0] is not None:
-            stop = parts[0] + 1 if parts[0] != -1 else None
-            return Path(name), slice(parts[0], stop)
-        return Path(name), slice(*parts)
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path}: '{text}' is no slice such as 0:450 or ::2") from error
-
-
-def read_structures(path: Path, index: slice) -> list[tuple[int, Atoms]]:
-    """The chosen frames of a file that ASE reads, each with its number in the file.
-
-    Raises
-    ------
-    FileNotFoundError
-    DataError
-        If ASE cannot read the file.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no data file at {path}")
-    try:
-        with _decompressed(path) as plain:
-            frames = ase.io.read(plain, index=":", do_not_split_by_at_sign=True)
-        return list(enumerate(frames))[index]
-    except (
-        UnknownFileTypeError,
-        StopIteration,
-        IndexError,
-        KeyError,
-        ValueError,
-        OSError,
-        EOFError,
-        lzma.LZMAError,
-    ) as error:
-        raise DataError(f"{path}: ASE cannot read it ({type(error).__name__}: {error})") from error
-
-
-@contextmanager
-def _decompressed(path: Path) -> Iterator[Path]:
-    """The path, or for the length of a `with` block that of a decompressed copy.
-
-    ASE seeks backwards while it reads, and a compressed stream then starts from its beginning.
-    """
-    if path.suffix not in (".gz", ".bz2", ".xz"):
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        plain = Path(folder) / path.stem
-        with open_with_compression(str(path), "rb") as source, plain.open("wb") as target:
-            shutil.copyfileobj(source, target)
-        yield plain
-
-
 def labelled_frame(atoms: Atoms, keys: KeysConfig, source: str) -> LabelledFrame:
     """A structure with all of its labels checked, or a `DataError` that names frame and key."""
-    computed = atoms.calc.results if atoms.calc is not None else {}
-    energy = checked_number(_find(keys.energy, atoms.info, computed, source), keys.energy, source)
-    forces = checked_array(
-        _find(keys.forces, atoms.arrays, computed, source), (len(atoms), 3), keys.forces, source
-    )
-    stress = atoms.info.get(keys.stress, computed.get(keys.stress))
-    if stress is not None:
-        stress = _full_stress(stress, keys.stress, source)
-        if atoms.cell.rank < 3:
-            raise DataError(f"{source}: '{keys.stress}' is given, but the cell has no volume")
-    clean = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-    if not np.isfinite(clean.positions).all():
-        raise DataError(f"{source}: positions are not finite")
-    return LabelledFrame(clean, energy, forces, stress, source)
-
-
-def _find(key: str, own: Any, computed: Any, source: str) -> Any:
-    if key in own:
-        return own[key]
-    if key in computed:
-        return computed[key]
-    known = ", ".join(sorted({*map(str, own), *map(str, computed)} - {"numbers", "positions"}))
-    raise DataError(
-        f"{source}: no label '{key}'; the frame has: {known or 'no labels'}. Name the right one "
-        "under data.keys"
+    clean = checked_atoms(atoms, source)
+    energy = needed_label(atoms, keys.energy, "energy", source)
+    forces = needed_label(atoms, keys.forces, "forces", source, per_atom=True)
+    return LabelledFrame(
+        clean,
+        energy_of(atoms, energy, keys.energy, source),
+        forces_of(atoms, forces, keys.forces, source),
+        stress_of(atoms, keys, source),
+        source,
     )
 
 
-def checked_number(value: Any, key: str, source: str) -> float:
-    """A label as a finite number, or a `DataError` that names frame and key."""
+def checked_atoms(atoms: Atoms, source: str) -> Atoms:
+    """The structure alone, without labels, or a `DataError` if no model can be asked about it."""
+    _check_names(atoms, source)
     try:
-        number = float(value)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{source}: '{key}' is {value!r}, not a number") from error
-    if not np.isfinite(number):
-        raise DataError(f"{source}: '{key}' is {number}")
-    return number
+        check_geometry(atoms)
+        check_overlaps(atoms)
+    except ValueError as error:
+        raise DataError(f"{source}: {error}") from error
+    return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
 
 
-def checked_array(value: Any, shape: tuple[int, ...], key: str, source: str) -> np.ndarray:
-    """A label as finite numbers of that shape, or a `DataError` that names frame and key."""
-    try:
-        array = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{source}: '{key}' is not numeric") from error
-    if array.shape != shape:
-        raise DataError(f"{source}: '{key}' has shape {array.shape}; expected {shape}")
-    if not np.isfinite(array).all():
-        where = np.argwhere(~np.isfinite(array))[0].tolist()
-        raise DataError(f"{source}: '{key}' is not finite at {where}")
-    return array
+def _check_names(atoms: Atoms, source: str) -> None:
+    """Refuse a cell, boundary conditions or columns that were not read for their name's case."""
+    for key, value in atoms.info.items():
+        name = str(key).lower()
+        if name == "pbc":
+            lost = np.shape(value) not in ((), (3,)) or not np.all(value == atoms.pbc)
+            right = f"pbc is {atoms.pbc.tolist()} without it; write pbc="
+        elif name in ("lattice", "cell"):
+            vectors = isinstance(value, np.ndarray) and value.size in (3, 6, 9)
+            lost = vectors and not atoms.cell.array.any()
+            right = 'the frame has no cell without it; write Lattice="..."'
+        elif name == "properties":
+            lost = ":" in str(value)
+            right = "its columns are not known without it; write Properties="
+        else:
+            continue
+        if lost:
+            raise DataError(f"{source}: '{key}' is no name that the reader knows, and {right}")
 
 
-def _full_stress(value: Any, key: str, source: str) -> np.ndarray:
-    try:
-        flat = np.asarray(value, dtype=np.float64).ravel()
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{source}: '{key}' is not numeric") from error
-    if flat.size == 6:
-        xx, yy, zz, yz, xz, xy = flat
-        flat = np.array([xx, xy, xz, xy, yy, yz, xz, yz, zz])
-    if flat.size != 9:
-        raise DataError(f"{source}: '{key}' has {flat.size} numbers; expected 9 or 6 (Voigt)")
-    return checked_array(flat.reshape(3, 3), (3, 3), key, source)
-
-
-def _read_npz(path: Path, index: slice, unit: float) -> list[LabelledFrame]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no data file at {path}")
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            known = {name for names in NPZ_LAYOUTS.values() for name in names}
-            content = {name: archive[name] for name in archive.files if name in known}
-            present = archive.files
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is not a readable .npz file ({error})") from error
-    for names in NPZ_LAYOUTS.values():
-        if all(name in content for name in names):
-            break
-    else:
-        layouts = "; ".join(f"{k}: {', '.join(v)}" for k, v in NPZ_LAYOUTS.items())
-        raise DataError(f"{path} lacks arrays of a known layout ({layouts}); it has {present}")
-    numbers, positions, energies, forces = (np.asarray(content[name]) for name in names)
-    shape = (len(positions), len(numbers), 3)
-    if positions.shape != shape or forces.shape != shape or energies.size != shape[0]:
-        raise DataError(
-            f"{path}: shapes do not fit together: {names[1]} {positions.shape}, "
-            f"{names[2]} {energies.shape}, {names[3]} {forces.shape} for {len(numbers)} atoms"
+def warn_of_high_stress(stresses: Sequence[tuple[str, np.ndarray | None]]) -> None:
+    """Warn, once for all frames of a file, of stresses that may have the unit of something else."""
+    sizes = [0.0 if stress is None else float(np.abs(stress).max()) for _, stress in stresses]
+    high = [k for k, size in enumerate(sizes) if size > HIGH_STRESS]
+    if high:
+        warnings.warn(
+            f"{stresses[high[0]][0]}: a stress of {sizes[high[0]]:.3g} eV/Å³ is above "
+            f"{HIGH_STRESS} eV/Å³ (80 GPa), as in {len(high)} of {len(stresses)} frames: is it in "
+            "GPa, or a virial (data.keys.virial)?",
+            stacklevel=3,
         )
-    frames = []
-    for number in range(shape[0])[index]:
-        source = f"{path}#{number}"
-        energy = checked_number(energies.reshape(-1)[number], names[2], source) * unit
-        force = checked_array(forces[number], shape[1:], names[3], source) * unit
-        atoms = Atoms(numbers, checked_array(positions[number], shape[1:], names[1], source))
-        frames.append(LabelledFrame(atoms, energy, force, None, source))
-    return frames
 
 
 def sha256(frames: Sequence[LabelledFrame]) -> str:
@@ -274,44 +181,3 @@ def split_validation(
     order = np.random.default_rng(seed).permutation(len(frames))
     n_valid = min(max(1, round(fraction * len(frames))), len(frames) - 1)
     return [frames[i] for i in order[n_valid:]], [frames[i] for i in order[:n_valid]]
-
-
-def reference_energies(data: DataConfig, frames: Sequence[LabelledFrame]) -> dict[int, float]:
-    """Energy of the isolated atom by atomic number, eV, from a file, a mapping or a fit.
-
-    Raises
-    ------
-    DataError
-        If an element of the frames has none.
-    """
-    elements = sorted({int(z) for frame in frames for z in frame.atoms.numbers})
-    given = data.reference_energies
-    if given == "fit":
-        return _fitted_references(frames, elements)
-    if isinstance(given, dict):
-        try:
-            energies = {chemical_symbols.index(symbol): e for symbol, e in given.items()}
-        except ValueError as error:
-            raise DataError(f"data.reference_energies: {error}; use chemical symbols") from error
-    else:
-        energies = {}
-        for number, atoms in read_structures(*split_slice(given)):
-            source = f"{given}#{number}"
-            if len(atoms) != 1:
-                continue  # a file may hold isolated atoms beside its frames
-            computed = atoms.calc.results if atoms.calc is not None else {}
-            key = data.keys.energy
-            value = _find(key, atoms.info, computed, source)
-            energies[int(atoms.numbers[0])] = checked_number(value, key, source)
-    missing = [chemical_symbols[z] for z in elements if z not in energies]
-    if missing:
-        raise DataError(f"no reference energy for {', '.join(missing)}; add it, or use 'fit'")
-    return {z: float(energies[z]) for z in elements}
-
-
-def _fitted_references(frames: Sequence[LabelledFrame], elements: list[int]) -> dict[int, float]:
-    counts = np.array([[np.sum(f.atoms.numbers == z) for z in elements] for f in frames])
-    energies = np.array([frame.energy for frame in frames])
-    # The minimum-norm solution: compositions that never vary cannot tell elements apart.
-    solution = np.linalg.lstsq(counts.astype(np.float64), energies, rcond=None)[0]
-    return {z: float(e) for z, e in zip(elements, solution, strict=True)}

@@ -16,16 +16,16 @@ from ase.data import chemical_symbols
 
 from ase_bayesmlip.config import KeysConfig
 from ase_bayesmlip.structures.labelled import (
-    DataError,
     LabelledFrame,
-    checked_array,
-    checked_number,
+    checked_atoms,
     labelled_frame,
     read_frames,
-    read_structures,
     sha256,
-    split_slice,
+    warn_of_high_stress,
 )
+from ase_bayesmlip.structures.labels import energy_of, find_label, forces_of, stress_of
+from ase_bayesmlip.structures.reading import DataError, read_structures, split_slice
+from ase_bayesmlip.structures.reference_energies import is_isolated_atom
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +66,8 @@ def read_evaluation_frames(
     ------
     FileNotFoundError
     DataError
-        If there are no frames, or a label is there but is not finite or of a wrong shape; the
-        message names file, frame and key.
+        If there are no frames, if a structure is none that a model can be asked about, or if a
+        label is there but broken; the message names file, frame and key.
     """
     keys = keys or KeysConfig()
     name, index = split_slice(path)
@@ -76,26 +76,25 @@ def read_evaluation_frames(
     frames = [
         _frame(atoms, keys, f"{name}#{number}")
         for number, atoms in read_structures(name, index)
-        if atoms.info.get("config_type") != "IsolatedAtom"
+        if not is_isolated_atom(atoms)
     ]
+    warn_of_high_stress([(frame.source, frame.stress) for frame in frames])
     if not frames:
         raise DataError(f"no frames in {path}: nothing can be evaluated")
     return frames
 
 
 def _frame(atoms: Atoms, keys: KeysConfig, source: str) -> EvaluationFrame:
-    computed = atoms.calc.results if atoms.calc is not None else {}
     config_type = str(atoms.info.get("config_type", ""))
-    energy = atoms.info.get(keys.energy, computed.get(keys.energy))
-    forces = atoms.arrays.get(keys.forces, computed.get(keys.forces))
+    energy = find_label(atoms, keys.energy, "energy", source)
+    forces = find_label(atoms, keys.forces, "forces", source, per_atom=True)
     if energy is not None and forces is not None:
         return _complete(labelled_frame(atoms, keys, source), config_type)
-    bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     return EvaluationFrame(
-        bare,
-        None if energy is None else checked_number(energy, keys.energy, source),
-        None if forces is None else checked_array(forces, (len(bare), 3), keys.forces, source),
-        None,
+        checked_atoms(atoms, source),
+        None if energy is None else energy_of(atoms, energy, keys.energy, source),
+        None if forces is None else forces_of(atoms, forces, keys.forces, source),
+        stress_of(atoms, keys, source),
         config_type,
         source,
     )

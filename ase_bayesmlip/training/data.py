@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,18 +13,18 @@ import torch
 from ase.data import chemical_symbols
 from torch import Tensor
 
-from ase_bayesmlip.config import Config
+from ase_bayesmlip.config import Config, DataConfig, check_keys
 from ase_bayesmlip.graph import AtomicGraph, batch_graphs, graph_to
 from ase_bayesmlip.nn.build import DataStatistics
 from ase_bayesmlip.structures.labelled import (
-    DataError,
     LabelledFrame,
     read_frames,
-    reference_energies,
     sha256,
     split_validation,
 )
 from ase_bayesmlip.structures.neighbors import complete_cell, graph_of, neighbor_edges
+from ase_bayesmlip.structures.reading import DataError
+from ase_bayesmlip.structures.reference_energies import reference_energies
 
 
 class Labels(NamedTuple):
@@ -68,7 +69,8 @@ class GraphDataset:
             if unknown:
                 names = ", ".join(chemical_symbols[z] for z in unknown)
                 raise DataError(f"{frame.source}: the model does not know the element(s) {names}")
-            self.items.append(_item(frame, references, cutoff, dtype, torch.device(device)))
+            with _named(frame):
+                self.items.append(_item(frame, references, cutoff, dtype, torch.device(device)))
 
     def __len__(self) -> int:
         return len(self.items)
@@ -105,32 +107,51 @@ def _item(
     return graph_to(graph, device, dtype), Labels(*(field.to(device) for field in labels))
 
 
+@contextmanager
+def _named(frame: LabelledFrame) -> Iterator[None]:
+    """What the neighbour search refuses is an error of that frame."""
+    try:
+        yield
+    except ValueError as error:
+        raise DataError(f"{frame.source}: {error}") from error
+
+
+def neighbor_counts(frames: Sequence[LabelledFrame], cutoff: float) -> list[np.ndarray]:
+    """Number of neighbours of each atom within the cutoff, (n_atoms,), of each frame."""
+    counts = []
+    for frame in frames:
+        atoms = frame.atoms
+        with _named(frame):
+            (centres, _), _ = neighbor_edges(
+                atoms.positions, complete_cell(atoms), atoms.pbc, cutoff
+            )
+        counts.append(np.bincount(centres, minlength=len(atoms)))
+    return counts
+
+
 def data_statistics(
-    frames: Sequence[LabelledFrame], references: dict[int, float], cutoff: float
+    frames: Sequence[LabelledFrame], references: dict[int, float], n_neighbors: np.ndarray
 ) -> DataStatistics:
     """Elements, reference energies, mean number of neighbours and force RMS of training frames.
+
+    Parameters
+    ----------
+    n_neighbors : ndarray of int, (n_atoms of all frames,)
 
     Raises
     ------
     DataError
         If all forces are zero, which leaves the potential without a scale.
     """
-    n_edges = n_atoms = 0
-    squares = 0.0
-    for frame in frames:
-        atoms = frame.atoms
-        edges, _ = neighbor_edges(atoms.positions, complete_cell(atoms), atoms.pbc, cutoff)
-        n_edges += edges.shape[1]
-        n_atoms += len(atoms)
-        squares += float((frame.forces**2).sum())
-    force_rms = float(np.sqrt(squares / (3 * n_atoms)))
+    squares = sum(float((frame.forces**2).sum()) for frame in frames)
+    force_rms = float(np.sqrt(squares / (3 * len(n_neighbors))))
     if force_rms == 0.0:
         raise DataError("all training forces are zero: nothing to learn a force field from")
     elements = sorted(references)
     return DataStatistics(
         atomic_numbers=elements,
         reference_energies=[references[z] for z in elements],
-        avg_n_neighbors=max(n_edges / n_atoms, 1.0),
+        avg_n_neighbors=max(int(n_neighbors.sum()) / len(n_neighbors), 1.0),
         force_rms=force_rms,
         mean_energies=_mean_energies(frames, references, elements),
     )
@@ -161,16 +182,21 @@ class TrainingData:
     train, valid : list of LabelledFrame
     references : dict of int to float, eV
     statistics : DataStatistics
+    has_lone_atoms : bool
+        Whether some training atom has no neighbour within the cutoff.
     """
 
     train: list[LabelledFrame]
     valid: list[LabelledFrame]
     references: dict[int, float]
     statistics: DataStatistics
+    has_lone_atoms: bool
 
     def record(self) -> dict[str, Any]:
-        """Plain data that a run keeps: statistics, checksums, a probe structure."""
-        probe = self.train[0].atoms
+        """Plain data that a run keeps: statistics, checksums, limits, a probe structure."""
+        # A single atom would probe nothing of the network but its bias.
+        frames = [frame.atoms for frame in self.train]
+        probe = next((atoms for atoms in frames if len(atoms) > 1), frames[0])
         return {
             "statistics": dataclasses.asdict(self.statistics),
             "n_train": len(self.train),
@@ -178,6 +204,8 @@ class TrainingData:
             "train_sha256": sha256(self.train),
             "valid_sha256": sha256(self.valid),
             "has_stress": any(frame.stress is not None for frame in self.train),
+            "has_lone_atoms": self.has_lone_atoms,
+            "label_limits": self.label_limits(),
             "probe": {
                 "numbers": probe.numbers.tolist(),
                 "positions": probe.positions.tolist(),
@@ -186,20 +214,46 @@ class TrainingData:
             },
         }
 
+    def label_limits(self) -> dict[str, Any]:
+        """Largest force on an atom, eV/Å, and range of the interaction energy per atom, eV."""
+        energies = []
+        for frame in self.train:
+            numbers = frame.atoms.numbers
+            offset = sum(self.references[int(z)] for z in numbers)
+            energies.append((frame.energy - offset) / len(numbers))
+        forces = [float(np.linalg.norm(frame.forces, axis=1).max()) for frame in self.train]
+        return {"force_max": max(forces), "energy_per_atom": [min(energies), max(energies)]}
+
 
 def load_training_data(config: Config) -> TrainingData:
     """Read, check and split the frames that a configuration names.
 
     Raises
     ------
+    ConfigError
+        For names of labels that cannot be meant.
     FileNotFoundError, DataError
     """
     data = config.data
+    check_keys(data.keys)
     train = read_frames(data.train, data.keys, data.units)
     if data.valid is None:
         train, valid = split_validation(train, data.valid_fraction, config.seeds.data)
     else:
         valid = read_frames(data.valid, data.keys, data.units)
+    _check_stress(data, train)
     references = reference_energies(data, train)
-    statistics = data_statistics(train, references, config.model.cutoff)
-    return TrainingData(train, valid, references, statistics)
+    counts = np.concatenate(neighbor_counts(train, config.model.cutoff))
+    statistics = data_statistics(train, references, counts)
+    return TrainingData(train, valid, references, statistics, bool((counts == 0).any()))
+
+
+def _check_stress(data: DataConfig, train: Sequence[LabelledFrame]) -> None:
+    """A stress or virial that is asked for by its name must be there, as energies and forces."""
+    for name in ("stress", "virial"):
+        key = getattr(data.keys, name)
+        if key is not None and all(frame.stress is None for frame in train):
+            raise DataError(
+                f"no training frame has the label '{key}' (the first is {train[0].source}); name "
+                f"the right one under data.keys.{name}, or leave it out to train without stress"
+            )

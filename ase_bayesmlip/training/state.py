@@ -93,6 +93,11 @@ def run_identity(config: Config) -> dict[str, Any]:
     identity["training"].pop("patience")
     for key in ("train", "valid", "calibration", "reference_energies"):
         identity["data"].pop(key)
+    keys = identity["data"]["keys"]
+    # As runs of before have it, which knew no virials and took the default for given.
+    keys["stress"] = config.data.keys.stress_or_default
+    if keys["virial"] is None:
+        del keys["virial"]
     identity["posterior"].pop("start_from", None)  # its weights are checked, too
     identity["posterior"].pop("samples", None)
     return identity

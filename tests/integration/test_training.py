@@ -15,7 +15,7 @@ from ase_bayesmlip.config import Config, from_dict
 from ase_bayesmlip.nn.build import build_potential
 from ase_bayesmlip.posteriors import ensemble, point
 from ase_bayesmlip.posteriors.members import load_members
-from ase_bayesmlip.structures.labelled import DataError
+from ase_bayesmlip.structures.reading import DataError
 from ase_bayesmlip.training.data import GraphDataset, load_training_data
 from ase_bayesmlip.training.loop import Trainer
 from ase_bayesmlip.training.outputs import evaluate

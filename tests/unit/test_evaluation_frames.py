@@ -11,13 +11,14 @@ from ase.io import write
 
 from ase_bayesmlip.config import KeysConfig
 from ase_bayesmlip.evaluation import read_evaluation_frames
-from ase_bayesmlip.structures.labelled import DataError, read_frames, sha256
+from ase_bayesmlip.structures.labelled import read_frames, sha256
 from ase_bayesmlip.structures.partly_labelled import (
     check_labels,
     frames_of_known_elements,
     label_notes,
     seen_in_training,
 )
+from ase_bayesmlip.structures.reading import DataError
 
 
 def water(energy=-14.0, forces=True, symbols="OH2", **info):

@@ -34,7 +34,8 @@ from ase_bayesmlip.posteriors.curvature import (
     linearise_last_layer,
 )
 from ase_bayesmlip.posteriors.linear_gaussian import Gaussian, maximise_evidence
-from ase_bayesmlip.structures.labelled import DataError, read_frames
+from ase_bayesmlip.structures.labelled import read_frames
+from ase_bayesmlip.structures.reading import DataError
 
 KINDS = ["nll_jef", "nll_e", "mse"]
 each_kind = pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,100 @@
+"""Structures from files of any format that ASE reads, each with its number in the file."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ase.io
+from ase import Atoms
+from ase.io.formats import filetype, open_with_compression
+
+from ase_bayesmlip.structures.extxyz_text import problems_of
+
+COMPRESSED = (".gz", ".bz2", ".xz")
+
+
+class DataError(ValueError):
+    """Labelled frames that cannot be used; the message names file, frame and key."""
+
+
+def split_slice(path: str) -> tuple[Path, slice]:
+    """``file@0:450`` to the path and its slice; without ``@`` all frames.
+
+    Raises
+    ------
+    DataError
+        If what follows the last ``@`` is no slice, and there is no file of the whole name.
+    """
+    name, _, text = str(path).rpartition("@")
+    if not name or Path(path).exists():
+        return Path(path), slice(None)
+    try:
+        parts = [int(part) if part else None for part in text.split(":")]
+        if len(parts) == 1 and parts[0] is not None:
+            stop = parts[0] + 1 if parts[0] != -1 else None
+            return Path(name), slice(parts[0], stop)
+        chosen = slice(*parts)
+        chosen.indices(1)  # a step of 0 is an error here
+        return Path(name), chosen
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: '{text}' is no slice such as 0:450 or ::2") from error
+
+
+def check_is_file(path: Path) -> None:
+    """Raise `DataError` for a folder, `FileNotFoundError` for nothing at all."""
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; give the files in it, one by one")
+    if not path.is_file():
+        raise FileNotFoundError(f"no data file at {path}")
+
+
+def read_structures(path: Path, index: slice) -> list[tuple[int, Atoms]]:
+    """The chosen frames of a file that ASE reads, each with its number in the file.
+
+    Raises
+    ------
+    FileNotFoundError
+    DataError
+        If ASE cannot read the file, or would lose or change something of a chosen frame without a
+        word (`extxyz_text`).
+    """
+    check_is_file(path)
+    try:
+        with _decompressed(path) as plain:
+            kind = filetype(str(plain), guess=False)
+            if kind == "extxyz":
+                _check_text(plain, path, index)
+            frames = ase.io.read(plain, index=":", format=kind, do_not_split_by_at_sign=True)
+    except DataError:
+        raise
+    except Exception as error:
+        # Readers of a hundred formats raise whatever comes first: a traceback helps nobody.
+        raise DataError(f"{path}: ASE cannot read it ({type(error).__name__}: {error})") from error
+    return list(enumerate(frames))[index]
+
+
+def _check_text(plain: Path, path: Path, index: slice) -> None:
+    n_frames, problems = problems_of(plain)
+    for number in range(n_frames)[index]:
+        if number in problems:
+            raise DataError(f"{path}#{number}: {problems[number]}")
+
+
+@contextmanager
+def _decompressed(path: Path) -> Iterator[Path]:
+    """The path, or for the length of a `with` block that of a decompressed copy.
+
+    ASE seeks backwards while it reads, and a compressed stream then starts from its beginning.
+    """
+    if path.suffix not in COMPRESSED:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / path.stem
+        with open_with_compression(str(path), "rb") as source, plain.open("wb") as target:
+            shutil.copyfileobj(source, target)
+        yield plain

@@ -1,0 +1,61 @@
+"""One line at the start of a training: what it was understood to be."""
+
+from __future__ import annotations
+
+import logging
+
+from ase.data import chemical_symbols
+
+from ase_bayesmlip.config import Config
+from ase_bayesmlip.structures.labelled import read_frames
+from ase_bayesmlip.training.data import TrainingData
+from ase_bayesmlip.training.distributed import rank
+
+# Silent unless the application wants to hear it, as the command line does.
+LOGGER = logging.getLogger("ase_bayesmlip")
+
+
+def announce(config: Config, data: TrainingData) -> None:
+    """Log `describe` once, on the first process.
+
+    Raises
+    ------
+    FileNotFoundError, DataError
+        For calibration frames that cannot be used: better now than when the training is over.
+    """
+    if rank() == 0:
+        LOGGER.info(describe(config, data))
+
+
+def describe(config: Config, data: TrainingData) -> str:
+    """Frames, labels, elements, reference energies and false-alarm rate of a training."""
+    frames = [*data.train, *data.valid]
+    with_stress = sum(frame.stress is not None for frame in frames)
+    labels = ", ".join(
+        f"{name} {count} of {len(frames)}"
+        for name, count in (
+            ("energy", len(frames)),
+            ("forces", len(frames)),
+            ("stress", with_stress),
+        )
+    )
+    elements = ", ".join(chemical_symbols[z] for z in data.statistics.atomic_numbers)
+    return (
+        f"{len(data.train)} training and {len(data.valid)} validation frames; labels: {labels}; "
+        f"elements: {elements}; reference energies: {_references(config)}; {_alarms(config)}"
+    )
+
+
+def _references(config: Config) -> str:
+    given = config.data.reference_energies
+    if given == "fit":
+        return "fitted to the training frames"
+    return "given in the configuration" if isinstance(given, dict) else f"given in {given}"
+
+
+def _alarms(config: Config) -> str:
+    paths = config.data.calibration
+    if not paths:
+        return "no calibration frames: a monitor will need a threshold in eV/Å"
+    n = len(read_frames(paths, config.data.keys, config.data.units))
+    return f"{n} calibration frames: false alarms down to {1 / (n + 1):.2g} a frame"
