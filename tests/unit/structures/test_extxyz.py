@@ -281,7 +281,8 @@ def test_any_content_comes_back_or_is_named(info, table):
     )
     atoms = water()
     atoms.info = dict(info)
-    atoms.arrays |= {k: v for k, v in columns.items() if k not in atoms.arrays}
+    columns = {name: column for name, column in columns.items() if name not in atoms.arrays}
+    atoms.arrays |= columns
     forces = np.arange(9.0).reshape(3, 3) / 7
     atoms.calc = SinglePointCalculator(atoms, energy=-0.1, forces=forces)
     with warnings.catch_warnings():
