@@ -1,7 +1,8 @@
 """Actions: what happens when a monitor fires.
 
 An action is any callable ``action(event, monitor) -> None``. One that also has a method
-``on_frame(monitor)`` is called after every observed frame, when all actions have run.
+``on_frame(monitor)`` is called after every observed frame, when all actions have run; one that
+has a method ``check_dynamics(dyn)`` can refuse dynamics when the monitor is made.
 `Recalculate` and `Rewind` have modules of their own and can be imported from here as well.
 """
 

@@ -75,6 +75,8 @@ class CalibrationAlarm:
     expired : bool
     n_frames : int
         Observed frames since the start.
+    stride : int or None
+        Observed frames from one that counts to the next; None until it is measured.
     statistic, limit : float
         The cumulative sum, and what it must not exceed. The limit is NaN during the warm-up.
     autocorrelation_time : float
@@ -120,7 +122,7 @@ class CalibrationAlarm:
                 f"frames_between_false_alarms must lie between {_WARM_UPS * warm_up} ({_WARM_UPS} "
                 f"warm-ups) and {LONGEST_RUN:g}, not be {frames_between_false_alarms:g}"
             )
-        self._known: list[float] = []
+        self._reset([])
 
     def start(self, calibration_scores: Sequence[float] | np.ndarray) -> None:
         """Begin, with the scores of calibration frames, (n,)."""
@@ -130,7 +132,10 @@ class CalibrationAlarm:
                 "an alarm needs two or more finite calibration scores, got shape "
                 f"{scores.shape} with {np.count_nonzero(~np.isfinite(scores))} not finite"
             )
-        self._known = sorted(scores.tolist())
+        self._reset(sorted(scores.tolist()))
+
+    def _reset(self, known: list[float]) -> None:
+        self._known = known
         self._waiting: list[float] = []
         self._generator = np.random.default_rng(self._seed)
         self.n_frames = 0

@@ -73,6 +73,29 @@ class History(NamedTuple):
     flagged: np.ndarray
 
 
+class LastFrame:
+    """Tells whether a frame is the one that was shown last.
+
+    ASE shows the first frame again when a run that has made no step is started again.
+    """
+
+    def __init__(self) -> None:
+        self._shown: tuple[Any, ...] = ()
+
+    def is_shown_again(self, step: int, atoms: Atoms, energy: Any) -> bool:
+        """Compare the frame with the last one, and remember it."""
+        momenta = atoms.arrays.get("momenta")
+        now = (
+            step,
+            energy,
+            atoms.positions.tobytes(),
+            atoms.cell.array.tobytes(),
+            None if momenta is None else momenta.tobytes(),
+        )
+        last, self._shown = self._shown, now
+        return now == last
+
+
 class HistoryRecorder:
     """Growing columns of a `History`: four machine numbers a frame."""
 
@@ -90,6 +113,14 @@ class HistoryRecorder:
         self.score.append(score)
         self.flagged.append(flagged)
         self.n_flagged += flagged
+
+    def time_of(self, step: int, step_fs: float | None) -> float | None:
+        """Time of a frame to come, fs: steps since the last one count with the present length."""
+        if step_fs is None:
+            return None
+        if not self.step:
+            return step * step_fs
+        return self.time_fs[-1] + (step - self.step[-1]) * step_fs
 
     def arrays(self) -> History:
         """Copy the columns."""
@@ -148,9 +179,16 @@ def copy_results(results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def worst_atoms(score: Score, count: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Find indices and scores of the `count` atoms with the largest score, largest first."""
+def worst_atoms(
+    score: Score, count: int, counted: np.ndarray | None = None
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Find indices and scores of the `count` atoms with the largest score, largest first.
+
+    Among those that count in the score, if a mask of them is given; indices are those of the whole
+    structure.
+    """
     if score.per_atom is None:
         return (), ()
-    order = np.argsort(-score.per_atom, kind="stable")[:count]
+    order = np.argsort(-score.per_atom, kind="stable")
+    order = (order if counted is None else order[counted[order]])[:count]
     return tuple(int(i) for i in order), tuple(float(score.per_atom[i]) for i in order)

@@ -1,14 +1,11 @@
-"""What has to be known about ASE's integrators: how to build, heat, save and refresh them.
+"""ASE's integrators: how to build, watch and heat them.
 
-Most integrators read positions, momenta and forces from the atoms at every step. Some keep their
-own copies: `LangevinBAOAB` its accelerations, the Nosé-Hoover chains positions, momenta and
-thermostat variables. Whoever changes the atoms or the forces between two steps has to change
-those copies too.
+What they keep beside the atoms is in `integrator_state`, the constraints that they keep in
+`constraints`.
 """
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -20,22 +17,10 @@ from ase.md.md import MolecularDynamics
 from ase.md.nose_hoover_chain import NoseHooverChainNVT
 from ase.md.verlet import VelocityVerlet
 
-INTEGRATORS = ("langevin", "velocity_verlet", "nose_hoover", "bussi", "langevin_baoab")
+from ase_bayesmlip.md.constraints import check_constraints, degrees_of_freedom, holding_constraints
+from ase_bayesmlip.md.temperature import is_at_rest
 
-# Private state of the integrators, by attribute; those that an integrator lacks are skipped.
-_STATE = (
-    "accel",
-    "p_eps",
-    "force_eps",
-    "_q",
-    "_p",
-    "_eps",
-    "_p_eps",
-    "_h",
-    "_p_g",
-    "transferred_energy",
-)
-_CHAIN_STATE = {"_thermostat": ("_eta", "_p_eta"), "_barostat": ("_xi", "_p_xi")}
+INTEGRATORS = ("langevin", "velocity_verlet", "nose_hoover", "bussi", "langevin_baoab")
 
 
 def observed_structure(dyn: Any) -> Atoms:
@@ -57,78 +42,26 @@ def observed_structure(dyn: Any) -> Atoms:
     return atoms
 
 
+def check_attached_once(dyn: Any, monitor: Any) -> None:
+    """Refuse a monitor that its dynamics hold twice.
+
+    Raises
+    ------
+    RuntimeError
+    """
+    held = [entry[0] for entry in getattr(dyn, "observers", ())]
+    if sum(each is monitor or getattr(each, "__self__", None) is monitor for each in held) > 1:
+        raise RuntimeError(
+            "the monitor is attached twice and would count every frame twice; call "
+            "dyn.attach(monitor) once"
+        )
+
+
 def time_step_fs(dyn: Any) -> float | None:
     """Present time step of dynamics in fs; None for a relaxation, which has no time."""
     if not isinstance(dyn, MolecularDynamics):
         return None
     return float(dyn.dt / units.fs)
-
-
-def save_state(dyn: Any) -> dict[str, Any]:
-    """Copy the state that an integrator keeps beside the atoms; empty for most of them."""
-    state = {name: copy.deepcopy(getattr(dyn, name)) for name in _STATE if hasattr(dyn, name)}
-    for part, names in _CHAIN_STATE.items():
-        chain = getattr(dyn, part, None)
-        for name in names:
-            if hasattr(chain, name):
-                state[f"{part}.{name}"] = getattr(chain, name).copy()
-    return state
-
-
-def restore_state(dyn: Any, state: dict[str, Any]) -> None:
-    """Put back what `save_state` returned. Temperatures and random generators are left alone."""
-    for name, value in state.items():
-        part, _, attribute = name.partition(".")
-        owner = getattr(dyn, part) if attribute else dyn
-        setattr(owner, attribute or name, copy.deepcopy(value))
-
-
-def refresh_momenta(dyn: Any) -> None:
-    """Make an integrator that keeps its own momenta take those of the atoms."""
-    if hasattr(dyn, "_p") and hasattr(dyn, "_q"):
-        dyn._p = dyn.atoms.get_momenta()
-
-
-def refresh_forces(dyn: Any) -> None:
-    """Make an integrator that keeps accelerations take the forces cached in the calculator.
-
-    Without this, `LangevinBAOAB` starts its next step with half a kick of the old forces.
-    """
-    if hasattr(dyn, "accel"):
-        dyn.accel = dyn.atoms.get_forces() / dyn.atoms.get_masses()[:, None]
-    if hasattr(dyn, "force_eps") and "stress" in dyn.atoms.calc.results:
-        dyn._update_force_eps()
-
-
-def draw_velocities(
-    atoms: Atoms, temperature_K: float | None, generator: np.random.Generator
-) -> None:
-    """Give the atoms Maxwell-Boltzmann velocities.
-
-    The motion of the centre of mass stays what it was, unless there are constraints, which are
-    applied to the new velocities.
-
-    Parameters
-    ----------
-    temperature_K : float or None, K
-        None keeps the present kinetic energy exactly and draws only the direction, so that the
-        total energy of constant-energy dynamics does not change.
-    """
-    masses = atoms.get_masses()[:, None]
-    momenta = atoms.get_momenta()
-    free = not atoms.constraints and len(atoms) > 1
-    drift = masses * momenta.sum(axis=0) / masses.sum() if free else 0.0
-    kT = 1.0 if temperature_K is None else units.kB * temperature_K
-    drawn = generator.standard_normal((len(atoms), 3)) * np.sqrt(masses * kT)
-    if free:
-        drawn -= masses * drawn.sum(axis=0) / masses.sum()
-    atoms.set_momenta(drawn)
-    if temperature_K is None:
-        before = np.sum((momenta - drift) ** 2 / masses)
-        drawn = atoms.get_momenta() * np.sqrt(before / (2 * atoms.get_kinetic_energy()))
-    else:
-        drawn = atoms.get_momenta()
-    atoms.set_momenta(drawn + drift)
 
 
 def make_integrator(
@@ -150,13 +83,34 @@ def make_integrator(
         Coupling to the thermostat: the friction of the Langevin integrators and the inverse time
         constant of ``"bussi"`` and ``"nose_hoover"``.
 
+    Raises
+    ------
+    ValueError
+        If there is no integrator of that name, or if it would not keep the constraints of the
+        atoms (see `constraints`).
+
     Notes
     -----
-    Bussi and Nosé-Hoover dynamics conserve the total momentum, but ASE counts all 3N degrees of
-    freedom. Where the momentum is zero, their target is lowered by (N - 1)/N, so that the internal
-    temperature is `temperature_K`; ``atoms.get_temperature()``, which counts 3N too, then shows
-    the lowered value.
+    ASE's Bussi and Nosé-Hoover dynamics conserve the total momentum, but count all 3N degrees of
+    freedom. Where the momentum is zero, 3N - 3 are counted here, so that the internal temperature
+    is `temperature_K`; ``atoms.get_temperature()``, which counts 3N too, then shows (N - 1)/N of
+    it. `temperature.Thermometer`, which a monitor reads, shows it all.
     """
+    dyn = _build(name, atoms, temperature_K, time_step_fs, friction_per_fs, generator)
+    if isinstance(dyn, Bussi | NoseHooverChainNVT):
+        _count_internal_motion(dyn)
+    check_constraints(dyn)
+    return dyn
+
+
+def _build(
+    name: str,
+    atoms: Atoms,
+    temperature_K: float,
+    time_step_fs: float,
+    friction_per_fs: float,
+    generator: np.random.Generator,
+) -> MolecularDynamics:
     time_step = time_step_fs * units.fs
     time_constant = units.fs / friction_per_fs
     match name:
@@ -172,11 +126,9 @@ def make_integrator(
         case "velocity_verlet":
             return VelocityVerlet(atoms, time_step)
         case "nose_hoover":
-            target = temperature_K * _internal_share(atoms)
-            return NoseHooverChainNVT(atoms, time_step, target, tdamp=time_constant)
+            return NoseHooverChainNVT(atoms, time_step, temperature_K, tdamp=time_constant)
         case "bussi":
-            target = temperature_K * _internal_share(atoms)
-            return Bussi(atoms, time_step, target, taut=time_constant, rng=generator)
+            return Bussi(atoms, time_step, temperature_K, taut=time_constant, rng=generator)
         case "langevin_baoab":
             try:
                 from ase.md.langevinbaoab import LangevinBAOAB
@@ -188,11 +140,19 @@ def make_integrator(
     raise ValueError(f"unknown integrator {name!r}; known: {', '.join(INTEGRATORS)}")
 
 
-def _internal_share(atoms: Atoms) -> float:
-    """Share of the 3N degrees of freedom that is left when the centre of mass is at rest."""
-    momenta = atoms.get_momenta()
-    at_rest = np.abs(momenta.sum(axis=0)).max() < 1e-8 * max(np.abs(momenta).max(), 1e-12)
-    return 1.0 - 1.0 / len(atoms) if at_rest and not atoms.constraints and len(atoms) > 1 else 1.0
+def _count_internal_motion(dyn: Bussi | NoseHooverChainNVT) -> None:
+    """Give a thermostat the degrees of freedom that its dynamics really move."""
+    n_free = degrees_of_freedom(dyn.atoms)
+    if n_free > 3 and not holding_constraints(dyn.atoms) and is_at_rest(dyn.atoms):
+        n_free -= 3
+    if isinstance(dyn, Bussi):
+        dyn.ndof = n_free
+        dyn.target_kinetic_energy = 0.5 * dyn.temp * n_free
+    else:
+        thermostat: Any = dyn._thermostat
+        # Everywhere in it the number of atoms stands for a third of the degrees of freedom.
+        thermostat._Q[0] *= n_free / (3 * thermostat._num_atoms_global)
+        thermostat._num_atoms_global = n_free / 3
 
 
 def set_temperature(dyn: MolecularDynamics, temperature_K: float) -> None:
@@ -206,11 +166,11 @@ def set_temperature(dyn: MolecularDynamics, temperature_K: float) -> None:
     if hasattr(dyn, "set_temperature"):
         dyn.set_temperature(temperature_K=temperature_K)
     elif isinstance(dyn, Bussi):
-        dyn.temp = temperature_K * _internal_share(dyn.atoms) * units.kB
+        dyn.temp = temperature_K * units.kB
         dyn.target_kinetic_energy = 0.5 * dyn.temp * dyn.ndof
     elif isinstance(dyn, NoseHooverChainNVT):
         thermostat = dyn._thermostat
-        target = temperature_K * _internal_share(dyn.atoms) * units.kB
+        target = temperature_K * units.kB
         thermostat._Q *= target / thermostat._kT
         thermostat._kT = target
     else:

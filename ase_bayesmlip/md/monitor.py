@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,25 +9,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ase_bayesmlip.md.actions import LogCSV, Stop, UncertaintyWarning, Warn
+from ase_bayesmlip.md.actions import LogCSV, Stop, Warn
 from ase_bayesmlip.md.alarm import CalibrationAlarm
+from ase_bayesmlip.md.constraints import check_constraints
+from ase_bayesmlip.md.counted import counted_atoms
 from ase_bayesmlip.md.events import (
     Event,
     History,
     HistoryRecorder,
+    LastFrame,
     copy_results,
     fresh_results,
     worst_atoms,
 )
-from ase_bayesmlip.md.integrators import observed_structure, time_step_fs
+from ase_bayesmlip.md.integrators import check_attached_once, observed_structure, time_step_fs
+from ase_bayesmlip.md.physical import PhysicalChecks, unphysical_results
 from ase_bayesmlip.md.scores import Score, ScoreFunction, evaluate_score, find_score
-from ase_bayesmlip.md.threshold import (
-    ContactWatch,
-    Trigger,
-    find_scores,
-    find_threshold,
-    unphysical_results,
-)
+from ase_bayesmlip.md.stopping import Brake
+from ase_bayesmlip.md.threshold import Budget, Trigger, find_scores, find_threshold
 
 Action = Callable[[Event, "UncertaintyMonitor"], None]
 
@@ -53,15 +51,26 @@ class UncertaintyMonitor:
 
     A frame is *flagged* when its score is above the threshold. An *uncertain* event fires when
     patience, cooldown and budget allow it, and is handed to `actions` in their order. A frame
-    with non-finite results, a score above `upper_limit` or two atoms that almost coincide is
-    *unphysical*: it fires at once and goes to `on_unphysical` only, never to `actions`, so that
-    it is neither recalculated nor learned from.
+    with non-finite results or momenta, a score above `upper_limit`, two atoms that almost coincide,
+    an atom without neighbours or a temperature above `max_temperature_K` is *unphysical*: it fires
+    at once and goes to `on_unphysical` only, never to `actions`, so that it is neither
+    recalculated nor learned from.
+
+    Attach it once: a monitor that ``dyn`` holds twice raises RuntimeError on the first frame.
+    Dynamics that do not keep the constraints of the atoms, runs that nothing can stop from within,
+    and, beside a `Rewind`, dynamics whose state is not known are refused when the monitor is made.
 
     Parameters
     ----------
     dyn : MolecularDynamics or Optimizer
     score : str or callable
-        A name in `SCORES`, or a function ``(results, atoms) -> Score or float``.
+        A name in `SCORES`, or a function ``(results, atoms) -> Score or float``, which chooses its
+        atoms itself.
+    atoms : None, "all", mask or indices
+        The atoms that count in a score that is a maximum or a mean over atoms. None leaves out
+        those that constraints hold fixed in all three coordinates. Calibration scores are of whole
+        structures: a maximum over fewer atoms is smaller, so that false alarms are at most as
+        frequent as asked for; a mean is not, which is warned about. Other scores see all atoms.
     threshold : float, unit of the score
     false_alarm_rate : float
         Instead of `threshold`: false alarms per frame, turned into a threshold by the calibration
@@ -89,6 +98,14 @@ class UncertaintyMonitor:
     min_distance_ratio : float or None
         Two atoms closer than this fraction of the sum of their covalent radii are unphysical. None
         switches the check off.
+    max_temperature_K : float, "auto" or None, K
+        Frames of dynamics that are hotter are unphysical. "auto": 10 times what was asked for,
+        which is the larger of the thermostat's target, where it is known, and the temperature of
+        the first observed frame; at least 10,000 K. None switches the check off.
+    lone_atoms : {"unphysical", "ignore"}
+        Whether a frame with an atom that has no neighbour within the cutoff is unphysical. It is
+        not if the model was trained on such atoms (``calc.card.training["has_lone_atoms"]``), nor
+        for calculators without ``lone_atoms``.
     n_worst : int
         Atoms named in an event.
     keep_events : int
@@ -110,6 +127,7 @@ class UncertaintyMonitor:
         dyn: Any,
         *,
         score: str | ScoreFunction = "forces_epistemic_max",
+        atoms: Any = None,
         threshold: float | None = None,
         false_alarm_rate: float | None = None,
         calibration_scores: Sequence[float] | np.ndarray | None = None,
@@ -123,21 +141,31 @@ class UncertaintyMonitor:
         upper_limit: float | None = None,
         on_unphysical: Sequence[Action] | None = None,
         min_distance_ratio: float | None = 0.5,
+        max_temperature_K: float | str | None = "auto",
+        lone_atoms: str = "unphysical",
         n_worst: int = 3,
         keep_events: int = 1000,
     ) -> None:
         self.dyn = dyn
         self.atoms = observed_structure(dyn)
+        self._brake = Brake(dyn)
+        check_constraints(dyn)
         self.score_name, self._score = find_score(score)
         self.false_alarm_rate = false_alarm_rate
         self.threshold = find_threshold(
             threshold, false_alarm_rate, calibration_scores, self.score_name, self.atoms.calc
         )
+        self._counted = counted_atoms(
+            self.atoms,
+            atoms,
+            self.score_name,
+            by_name=isinstance(score, str),
+            card_threshold=false_alarm_rate is not None and calibration_scores is None,
+        )
         if upper_limit is not None and not upper_limit > self.threshold:
             raise ValueError(
                 f"upper_limit {upper_limit:g} must be above the threshold {self.threshold:g}"
             )
-        _check_budget(budget, on_budget)
         self.alarm = alarm
         if alarm is not None:
             alarm.start(find_scores(calibration_scores, self.score_name, self.atoms.calc))
@@ -147,33 +175,47 @@ class UncertaintyMonitor:
             log = LogCSV(log)
         self.on_expired = (Warn(),) if alarm is None or alarm.actions is None else alarm.actions
         hooked: tuple[Any, ...] = (*self.actions, *self.on_unphysical, *self.on_expired, log)
+        for item in (each for each in hooked if hasattr(each, "check_dynamics")):
+            item.check_dynamics(dyn)
         self._loggers = {id(item): item for item in hooked if hasattr(item, "on_frame")}.values()
         self._trigger = Trigger(patience, cooldown)
-        self.budget = budget
-        self.on_budget = on_budget
+        self._budget = Budget(budget, on_budget)
         self.upper_limit = upper_limit
-        self.min_distance_ratio = min_distance_ratio
-        self._contact_watch = ContactWatch()
+        self._physical = PhysicalChecks(
+            dyn,
+            self.atoms,
+            min_distance_ratio=min_distance_ratio,
+            max_temperature_K=max_temperature_K,
+            lone_atoms=lone_atoms,
+        )
         self.n_worst = n_worst
         self.events: deque[Event] = deque(maxlen=keep_events)
         self.n_events = 0
         self.n_uncertain = 0
         self.stop_reason = ""
         self.row: dict[str, Any] = {}
-        self._budget_reported = False
         self._history = HistoryRecorder()
+        self._last_frame = LastFrame()
 
     def __call__(self) -> None:
         """Observe the present frame: score it, note it, act on it, log it.
 
+        A frame that is shown again, as ASE does with the first one when a run that has made no
+        step is started again, is left out.
+
         Raises
         ------
         RuntimeError
-            If the calculator holds no results, or results of another structure.
+            If the calculator holds no results, or results of another structure, or if the monitor
+            was attached twice.
         PropertyNotImplementedError
             If the results lack what the score needs.
         """
-        frame = self._observe()
+        check_attached_once(self.dyn, self)
+        results = fresh_results(self.atoms)
+        if self._last_frame.is_shown_again(self.dyn.nsteps, self.atoms, results.get("energy")):
+            return
+        frame = self._observe(results)
         self._note_frame(frame)
         try:
             if frame.unphysical:
@@ -211,20 +253,21 @@ class UncertaintyMonitor:
     def stop(self, reason: str) -> None:
         """End the run after the present step, with the integrator in a state to continue from."""
         self.stop_reason = reason
-        self.dyn.max_steps = self.dyn.nsteps
+        self._brake.pull()
 
-    def _observe(self) -> _Observation:
-        results = fresh_results(self.atoms)
+    def _observe(self, results: Mapping[str, Any]) -> _Observation:
         score, unphysical = self._judge(results)
         flagged = bool(unphysical) or score.value > self.threshold
-        return _Observation(self._time_fs(), results, score, unphysical, flagged)
+        time_fs = self._history.time_of(self.dyn.nsteps, time_step_fs(self.dyn))
+        return _Observation(time_fs, results, score, unphysical, flagged)
 
     def _judge(self, results: Mapping[str, Any]) -> tuple[Score, str]:
         """Score the frame and say why it is unphysical (empty if it is not)."""
+        unphysical = self._physical()
         reason = unphysical_results(results)
         if reason:
             return Score(float("nan"), None), reason
-        score = evaluate_score(self._score, results, self.atoms)
+        score = evaluate_score(self._score, results, self.atoms, self._counted)
         if not np.isfinite(score.value):
             return score, f"score {self.score_name} is {score.value}"
         if self.upper_limit is not None and score.value > self.upper_limit:
@@ -232,19 +275,7 @@ class UncertaintyMonitor:
                 f"score {self.score_name} = {score.value:.4g} is above the upper limit "
                 f"{self.upper_limit:.4g}"
             )
-        if self.min_distance_ratio is not None:
-            return score, self._contact_watch(self.atoms, self.min_distance_ratio)
-        return score, ""
-
-    def _time_fs(self) -> float | None:
-        """Time of this frame. Steps since the last one are counted with the present time step."""
-        step_fs = time_step_fs(self.dyn)
-        if step_fs is None:
-            return None
-        if not self.n_observed:
-            return self.dyn.nsteps * step_fs
-        elapsed = self.dyn.nsteps - self._history.step[-1]
-        return self._history.time_fs[-1] + elapsed * step_fs
+        return score, unphysical
 
     def _note_frame(self, frame: _Observation) -> None:
         step = self.dyn.nsteps
@@ -252,7 +283,7 @@ class UncertaintyMonitor:
         self.row = {
             "step": step,
             "time_fs": frame.time_fs,
-            "temperature_K": None if frame.time_fs is None else self.atoms.get_temperature(),
+            "temperature_K": self._physical.temperature_K,
             "energy": frame.results.get("energy"),
             "energy_uncertainty": frame.results.get("energy_uncertainty"),
             "score": frame.score.value,
@@ -261,8 +292,8 @@ class UncertaintyMonitor:
         }
 
     def _fire_uncertain(self, frame: _Observation) -> None:
-        if self.budget is not None and self.n_uncertain >= self.budget:
-            self._report_budget()
+        if self._budget.is_used_up(self.n_uncertain):
+            self._budget.report(self)
             return
         self.n_uncertain += 1
         reason = (
@@ -271,20 +302,8 @@ class UncertaintyMonitor:
         )
         self._fire("uncertain", reason, frame, self.actions)
 
-    def _report_budget(self) -> None:
-        text = f"the budget of {self.budget} uncertain events is used up"
-        if self.on_budget == "stop":
-            self.stop(text)
-        elif not self._budget_reported:
-            warnings.warn(
-                f"step {self.dyn.nsteps}: {text}; flagged frames are only logged from here",
-                UncertaintyWarning,
-                stacklevel=2,
-            )
-        self._budget_reported = True
-
     def _fire(self, kind: str, reason: str, frame: _Observation, actions: Sequence[Action]) -> None:
-        atoms, scores = worst_atoms(frame.score, self.n_worst)
+        atoms, scores = worst_atoms(frame.score, self.n_worst, self._counted)
         event = Event(
             kind=kind,
             reason=reason,
@@ -303,10 +322,3 @@ class UncertaintyMonitor:
         self.note(event=earlier + kind)
         for action in actions:
             action(event, self)
-
-
-def _check_budget(budget: int | None, on_budget: str) -> None:
-    if budget is not None and budget < 0:
-        raise ValueError(f"budget must not be negative, got {budget}")
-    if on_budget not in ("ignore", "stop"):
-        raise ValueError(f"on_budget must be 'ignore' or 'stop', not {on_budget!r}")

@@ -14,7 +14,7 @@ from ase.calculators.calculator import BaseCalculator, PropertyNotImplementedErr
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from ase_bayesmlip.md.events import Event, UncertaintyWarning, event_information
-from ase_bayesmlip.md.integrators import refresh_forces
+from ase_bayesmlip.md.integrator_state import refresh_forces
 from ase_bayesmlip.structures.extxyz import LABEL_PREFIX, FrameFile, annotated_frame
 
 if TYPE_CHECKING:

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase import Atoms
+from ase.optimize.optimize import Optimizer
 
 from ase_bayesmlip.md.events import Event, copy_results
-from ase_bayesmlip.md.integrators import (
-    draw_velocities,
+from ase_bayesmlip.md.integrator_state import (
+    check_rewindable,
     refresh_momenta,
     restore_state,
     save_state,
-    time_step_fs,
 )
+from ase_bayesmlip.md.temperature import draw_velocities
 
 if TYPE_CHECKING:
     from ase_bayesmlip.md.monitor import UncertaintyMonitor
@@ -30,9 +31,11 @@ class Snapshot:
     ----------
     step : int
     atoms : Atoms
-        Copy with positions, momenta and cell.
+        Copy with cell, boundary conditions and everything that is kept for each atom.
     results : dict
         Of the calculator.
+    lone_atoms : tuple of int or None
+        Of the calculator, if it tells.
     state : dict
         Of the integrator.
     n_rewinds : int
@@ -43,11 +46,12 @@ class Snapshot:
     atoms: Atoms
     results: dict[str, Any]
     state: dict[str, Any]
+    lone_atoms: tuple[int, ...] | None = None
     n_rewinds: int = 0
 
 
 class Rewind:
-    """Go back to a trusted frame: positions, momenta, cell, results and integrator state.
+    """Go back to a trusted frame: all that the atoms hold, results and integrator state.
 
     Trusted frames are observed frames that were neither flagged nor unphysical. The calculator is
     left as if it had just evaluated the frame, so that no evaluation is wasted. The step counter
@@ -58,6 +62,10 @@ class Rewind:
     ``rethermalise=True`` to draw new velocities. Langevin and Bussi dynamics continue with new
     random numbers and take another path by themselves. A relaxation would repeat its step, so it
     is put back to the trusted frame and stopped.
+
+    Dynamics whose state is not known (see `integrator_state`) are refused when the monitor is
+    made. When the atoms are no longer those of the trusted frame, because some were added, removed
+    or became another element, nothing is put back and the run is stopped.
 
     Parameters
     ----------
@@ -100,6 +108,10 @@ class Rewind:
         self.rewinds: list[tuple[int, int]] = []
         self._snapshots: deque[Snapshot] = deque(maxlen=n_frames)
 
+    def check_dynamics(self, dyn: Any) -> None:
+        """Refuse dynamics that cannot be put back."""
+        check_rewindable(dyn)
+
     def on_frame(self, monitor: UncertaintyMonitor) -> None:
         """Keep a copy of the present frame if it is trusted."""
         if not monitor.row["flagged"]:
@@ -112,13 +124,20 @@ class Rewind:
             monitor.stop(f"{where}, and no trusted frame before it to go back to")
             return
         snapshot = self._snapshots[0]
+        if not np.array_equal(snapshot.atoms.numbers, monitor.atoms.numbers):
+            monitor.stop(
+                f"{where}, and the atoms are no longer those of the trusted frame at step "
+                f"{snapshot.step} ({snapshot.atoms.symbols} then, {monitor.atoms.symbols} now): "
+                "nothing was put back"
+            )
+            return
         self._snapshots.clear()
         self._snapshots.append(snapshot)
         snapshot.n_rewinds += 1
         restore_snapshot(snapshot, monitor.atoms, monitor.dyn)
         self.rewinds.append((event.step, snapshot.step))
         monitor.note(rewound_to=snapshot.step)
-        if time_step_fs(monitor.dyn) is None:
+        if isinstance(monitor.dyn, Optimizer):
             monitor.stop(f"{where}; the relaxation was put back to step {snapshot.step}")
         elif snapshot.n_rewinds > self.max_rewinds:
             monitor.stop(
@@ -132,16 +151,27 @@ class Rewind:
 
 def take_snapshot(atoms: Atoms, dyn: Any) -> Snapshot:
     """Copy what `restore_snapshot` puts back."""
-    return Snapshot(dyn.nsteps, atoms.copy(), copy_results(atoms.calc.results), save_state(dyn))
+    return Snapshot(
+        dyn.nsteps,
+        atoms.copy(),
+        copy_results(atoms.calc.results),
+        save_state(dyn),
+        getattr(atoms.calc, "lone_atoms", None),
+    )
 
 
 def restore_snapshot(snapshot: Snapshot, atoms: Atoms, dyn: Any) -> None:
-    """Put atoms, calculator cache and integrator back to the state of a snapshot."""
+    """Put atoms, calculator cache and integrator back to the state of a snapshot.
+
+    The atoms must be the same; arrays that were added since are left as they are.
+    """
     atoms.set_cell(snapshot.atoms.cell, scale_atoms=False, apply_constraint=False)
-    atoms.set_positions(snapshot.atoms.positions, apply_constraint=False)
-    if snapshot.atoms.has("momenta"):
-        atoms.set_momenta(snapshot.atoms.get_momenta(), apply_constraint=False)
+    atoms.pbc = snapshot.atoms.pbc
+    for name, values in snapshot.atoms.arrays.items():
+        atoms.set_array(name, values)
     calc = atoms.calc
     calc.atoms = snapshot.atoms.copy()
     calc.results = copy_results(snapshot.results)
+    if snapshot.lone_atoms is not None:
+        calc.lone_atoms = snapshot.lone_atoms
     restore_state(dyn, snapshot.state)

@@ -2,6 +2,8 @@
 
 A score is a pure function of the results of one evaluation and of the atoms they belong to. It
 reads epistemic uncertainty only, because aleatoric noise is no reason to distrust the model.
+
+Scores that are a maximum or a mean over atoms can be taken over some of them (`counted`, a mask).
 """
 
 from __future__ import annotations
@@ -29,22 +31,28 @@ class Score(NamedTuple):
     per_atom: np.ndarray | None
 
 
-ScoreFunction = Callable[[Mapping[str, Any], Atoms], Score | float]
+ScoreFunction = Callable[..., Score | float]
 
 
-def forces_epistemic_max(results: Mapping[str, Any], atoms: Atoms) -> Score:
+def forces_epistemic_max(
+    results: Mapping[str, Any], atoms: Atoms, counted: np.ndarray | None = None
+) -> Score:
     """max_i sqrt(tr Σ_i / 3) over the atoms, with the epistemic force covariance Σ_i; eV/Å."""
     per_atom = _force_deviation(results, atoms, "forces_epistemic_max")
-    return Score(float(per_atom.max()), per_atom)
+    return Score(float(_among(per_atom, counted).max()), per_atom)
 
 
-def forces_epistemic_mean(results: Mapping[str, Any], atoms: Atoms) -> Score:
+def forces_epistemic_mean(
+    results: Mapping[str, Any], atoms: Atoms, counted: np.ndarray | None = None
+) -> Score:
     """Mean over the atoms of sqrt(tr Σ_i / 3), with the epistemic force covariance Σ_i; eV/Å."""
     per_atom = _force_deviation(results, atoms, "forces_epistemic_mean")
-    return Score(float(per_atom.mean()), per_atom)
+    return Score(float(_among(per_atom, counted).mean()), per_atom)
 
 
-def atomic_energy_var_max(results: Mapping[str, Any], atoms: Atoms) -> Score:
+def atomic_energy_var_max(
+    results: Mapping[str, Any], atoms: Atoms, counted: np.ndarray | None = None
+) -> Score:
     """Largest epistemic variance of an atomic energy; eV².
 
     Of a last-layer Laplace file it is φᵀ H⁻¹ φ, the squared distance of the features φ of an atom
@@ -55,7 +63,7 @@ def atomic_energy_var_max(results: Mapping[str, Any], atoms: Atoms) -> Score:
     """
     per_atom = _require(results, "energies_var_epistemic", atoms, "atomic_energy_var_max")
     per_atom = np.asarray(per_atom, dtype=float)
-    return Score(float(per_atom.max()), per_atom)
+    return Score(float(_among(per_atom, counted).max()), per_atom)
 
 
 def energy_var(results: Mapping[str, Any], atoms: Atoms) -> Score:
@@ -85,6 +93,10 @@ _SCORE_KEYS = {
 }
 
 
+# Scores that can be taken over some of the atoms.
+OF_ATOMS = ("forces_epistemic_max", "forces_epistemic_mean", "atomic_energy_var_max")
+
+
 def find_score(score: str | ScoreFunction) -> tuple[str, ScoreFunction]:
     """Name and function of a score that is given by name or as a function.
 
@@ -107,16 +119,31 @@ def find_score(score: str | ScoreFunction) -> tuple[str, ScoreFunction]:
     return getattr(score, "__name__", type(score).__name__), score
 
 
-def evaluate_score(function: ScoreFunction, results: Mapping[str, Any], atoms: Atoms) -> Score:
+def evaluate_score(
+    function: ScoreFunction,
+    results: Mapping[str, Any],
+    atoms: Atoms,
+    counted: np.ndarray | None = None,
+) -> Score:
     """Evaluate a score; a plain number from a user's function becomes a `Score`.
+
+    Parameters
+    ----------
+    counted : ndarray of bool or None, (n_atoms,)
+        The atoms that count, for the scores `OF_ATOMS`; None counts all.
 
     Raises
     ------
     ValueError
         If the function returns neither a `Score` nor one number, or one of a wrong length.
     """
+    if counted is not None and len(counted) != len(atoms):
+        raise ValueError(
+            f"the structure has {len(atoms)} atoms, and those that count were chosen among "
+            f"{len(counted)}; make a new monitor when the number of atoms changes"
+        )
     with np.errstate(invalid="ignore"):
-        answer = function(results, atoms)
+        answer = function(results, atoms, *(() if counted is None else (counted,)))
     value, per_atom = answer if isinstance(answer, Score) else (answer, None)
     try:
         value = float(value)
@@ -156,6 +183,10 @@ def calibration_scores(
         )
         for name in available
     }
+
+
+def _among(per_atom: np.ndarray, counted: np.ndarray | None) -> np.ndarray:
+    return per_atom if counted is None else per_atom[counted]
 
 
 def _force_deviation(results: Mapping[str, Any], atoms: Atoms, score: str) -> np.ndarray:

@@ -24,12 +24,12 @@ from ase_bayesmlip.md.actions import (
 from ase_bayesmlip.md.alarm import CalibrationAlarm
 from ase_bayesmlip.md.integrators import (
     INTEGRATORS,
-    draw_velocities,
     make_integrator,
     set_temperature,
 )
 from ase_bayesmlip.md.monitor import Action, UncertaintyMonitor
 from ase_bayesmlip.md.summary import SimulationSummary, summarise
+from ase_bayesmlip.md.temperature import draw_velocities
 
 TRAJECTORY = "trajectory.extxyz"
 LOG = "monitor.csv"

@@ -1,15 +1,18 @@
-"""When a frame is flagged: the threshold, the trigger and the checks for unphysical frames."""
+"""When a frame is flagged: the threshold, the trigger and the check for atoms in contact."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase.data import covalent_radii
 from ase.neighborlist import neighbor_list
+
+from ase_bayesmlip.md.events import UncertaintyWarning
 
 # Above this size the neighbour list is cheaper than all pairs.
 _ALL_PAIRS_LIMIT = 300
@@ -174,16 +177,41 @@ class Trigger:
         return True
 
 
-def unphysical_results(results: Mapping[str, Any]) -> str:
-    """Why energy or forces cannot be trusted at all: a text, empty when they are finite."""
-    for key, unit in (("energy", "eV"), ("forces", "eV/Å")):
-        if key in results and not np.isfinite(results[key]).all():
-            values = np.asarray(results[key])
-            return (
-                f"{key} ({unit}) is not finite in {np.count_nonzero(~np.isfinite(values))} of "
-                f"{values.size} numbers"
+class Budget:
+    """How many uncertain events are handed to actions, and what follows the last.
+
+    Parameters
+    ----------
+    limit : int or None
+    on_end : {"ignore", "stop"}
+        Warn once, or stop the run.
+    """
+
+    def __init__(self, limit: int | None, on_end: str) -> None:
+        if limit is not None and limit < 0:
+            raise ValueError(f"budget must not be negative, got {limit}")
+        if on_end not in ("ignore", "stop"):
+            raise ValueError(f"on_budget must be 'ignore' or 'stop', not {on_end!r}")
+        self._limit = limit
+        self._on_end = on_end
+        self._reported = False
+
+    def is_used_up(self, n_events: int) -> bool:
+        """Whether that many events are all there may be."""
+        return self._limit is not None and n_events >= self._limit
+
+    def report(self, monitor: Any) -> None:
+        """Stop the run of a monitor, or warn if that was not done yet."""
+        text = f"the budget of {self._limit} uncertain events is used up"
+        if self._on_end == "stop":
+            monitor.stop(text)
+        elif not self._reported:
+            warnings.warn(
+                f"step {monitor.dyn.nsteps}: {text}; flagged frames are only logged from here",
+                UncertaintyWarning,
+                stacklevel=2,
             )
-    return ""
+        self._reported = True
 
 
 def close_contact(atoms: Atoms, ratio: float) -> str:

@@ -12,16 +12,11 @@ from ase.io import read
 from fake_potential import ANCHORS, FakePotential, make_atoms, make_card
 
 from ase_bayesmlip.md.actions import Recalculate, Rewind, Stop
-from ase_bayesmlip.md.integrators import (
-    INTEGRATORS,
-    draw_velocities,
-    make_integrator,
-    restore_state,
-    save_state,
-    set_temperature,
-)
+from ase_bayesmlip.md.integrator_state import restore_state, save_state
+from ase_bayesmlip.md.integrators import INTEGRATORS, make_integrator, set_temperature
 from ase_bayesmlip.md.monitor import UncertaintyMonitor
 from ase_bayesmlip.md.simulation import SimulationConfig, reference_calculator, run_simulation
+from ase_bayesmlip.md.temperature import draw_velocities
 from ase_bayesmlip.report import monitored_md_figure, read_log
 
 LOG = "monitor.csv"

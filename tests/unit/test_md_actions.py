@@ -307,14 +307,17 @@ def test_rewind_by_more_than_one_frame():
 
 
 def test_rewind_from_the_first_frame_stops():
-    dyn, monitor = play([Rewind()], [2.0])
+    dyn, monitor = verlet(threshold=0.001, actions=[Rewind()])
+    dyn.run(5)
     assert "no trusted frame before it" in monitor.stop_reason
-    assert dyn.max_steps == 0
+    assert dyn.nsteps == dyn.max_steps == 0
 
 
 def test_rewind_keeps_no_snapshot_of_flagged_frames():
     rewind = Rewind(n_frames=5)
-    play([rewind], [0.5, 2.0], patience=2)
+    scores = iter([0.5, 2.0])
+    dyn, _ = verlet(threshold=1.0, score=lambda _r, _a: next(scores), actions=[rewind], patience=2)
+    dyn.run(1)
     assert len(rewind._snapshots) == 1
 
 

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ase_bayesmlip.md import threshold as module
+from ase_bayesmlip.md.physical import unphysical_results
 from ase_bayesmlip.md.threshold import (
     Trigger,
     close_contact,
     false_alarm_threshold,
-    unphysical_results,
 )
 
 
