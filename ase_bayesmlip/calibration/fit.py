@@ -13,9 +13,8 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from ase_bayesmlip.calibration.levels import LEVELS, conformal_radii, isotonic_quantiles
-from ase_bayesmlip.calibration.observations import Errors, IntArray, Observations
+from ase_bayesmlip.calibration.observations import IntArray, Observations
 from ase_bayesmlip.calibration.quality import Quality
-from ase_bayesmlip.calibration.regions import standardised
 from ase_bayesmlip.calibration.scaling import (
     Factors,
     Fit,
@@ -23,6 +22,7 @@ from ase_bayesmlip.calibration.scaling import (
     fit_one_factor,
     fit_two_factors,
 )
+from ase_bayesmlip.metrics.errors import Errors
 
 METHODS = {
     "global": "one factor for forces, one for energies",
@@ -57,7 +57,12 @@ class Calibration:
         Standard errors of the logarithms of the fitted factors, (epistemic, aleatoric), of the
         ``energy``, the ``forces`` over all elements and those on each element, as far as fitted.
     shape : "ellipsoid" or "ball"
-        Of the regions of forces, see `Observations`.
+        Of the regions of forces.
+    origin : dict
+        What the variances are made of, see `metrics.Origin`: the law of the file follows from it.
+    laws : dict
+        Of the ``forces`` and the ``energy``, which factors, regions and numbers rest on: see
+        `metrics.PredictiveLaw`.
     n_frames, n_frames_factors, n_frames_levels : int
         In all, and those that fixed the factors, and the levels and thresholds. The latter two
         have no frame in common where there is more than one factor for a quantity.
@@ -82,6 +87,8 @@ class Calibration:
     factors: Factors
     log_errors: dict[str, Any]
     shape: str
+    origin: dict[str, Any]
+    laws: dict[str, Any]
     n_frames: int
     n_frames_factors: int
     n_frames_levels: int
@@ -131,6 +138,8 @@ def calibrate(observed: Observations, elements: Sequence[int], method: str) -> C
         factors=factors,
         log_errors=log_errors,
         shape=observed.shape,
+        origin=dataclasses.asdict(observed.origin),
+        laws=observed.laws,
         n_frames=observed.n_frames,
         n_frames_factors=0 if method == "none" else len(halves[0]),
         n_frames_levels=len(halves[1]),
@@ -182,14 +191,14 @@ def _fit(
     conformal: dict[str, Any] = {}
     isotonic: dict[str, Any] = {}
     if scaled.forces is not None:
-        distance, frame = np.abs(standardised(scaled.forces)), scaled.forces.frame
+        distance, frame = scaled.forces.standardised, scaled.forces.frame
         conformal["forces"] = {
             chemical_symbols[z]: conformal_radii(distance[chosen], frame[chosen])
             for z, chosen in _by_element(scaled.forces)
         }
         isotonic["forces"] = isotonic_quantiles(distance)
     if scaled.energy is not None:
-        value = standardised(scaled.energy)
+        value = scaled.energy.standardised
         conformal["energy"] = conformal_radii(np.abs(value), scaled.energy.frame)
         isotonic["energy"] = isotonic_quantiles(value)
     return factors, log_errors, conformal, isotonic, halves
@@ -197,6 +206,7 @@ def _fit(
 
 def _by_element(errors: Errors) -> Iterator[tuple[int, NDArray[np.bool_]]]:
     """Atomic numbers, and which items belong to them."""
+    assert errors.atomic_numbers is not None  # they are forces
     for z in np.unique(errors.atomic_numbers):
         yield int(z), errors.atomic_numbers == z
 
@@ -216,7 +226,7 @@ def _fit_factors(
         fits["forces"] = fit(components(observed.forces))
         if method.startswith("per-element"):
             for z, chosen in _by_element(observed.forces):
-                fits[chemical_symbols[z]] = fit(components(observed.forces.chosen(chosen)))
+                fits[chemical_symbols[z]] = fit(components(observed.forces.take(chosen)))
     if method.endswith("split"):
         _warn_of_mixtures(fits)
     one = Fit(1.0, 1.0, (0.0, 0.0))
@@ -253,6 +263,7 @@ def _scaled(observed: Observations, factors: Factors) -> Observations:
     forces: Errors | None = observed.forces
     energy: Errors | None = observed.energy
     if forces is not None:
+        assert forces.atomic_numbers is not None
         symbols = [chemical_symbols[z] for z in forces.atomic_numbers]
         forces = forces.scaled(*factors.of_atoms(symbols))
     if energy is not None:

@@ -9,19 +9,9 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from ase_bayesmlip.calibration.levels import LEVELS, conformal_at
-from ase_bayesmlip.calibration.observations import Errors, FloatArray, Observations
-from ase_bayesmlip.calibration.regions import standardised
-from ase_bayesmlip.metrics import (
-    calibration_error,
-    chi_squared_law,
-    coverage,
-    ellipsoid_confidence,
-    gaussian_nll,
-    interval_confidence,
-    multivariate_gaussian_nll,
-    student_t_law,
-    student_t_nll,
-)
+from ase_bayesmlip.calibration.observations import FloatArray, Observations
+from ase_bayesmlip.metrics import calibration_error, coverage
+from ase_bayesmlip.metrics.errors import Errors
 
 
 class Quality:
@@ -42,9 +32,9 @@ class Quality:
         for name, errors in (("forces", observed.forces), ("energy", observed.energy)):
             if errors is None:
                 continue
-            value = standardised(errors)
-            self._nll[name].append((_nll(errors), len(value)))
-            self._confidence["law", name].append(_confidence(value, errors))
+            value = errors.standardised
+            self._nll[name].append((errors.nll, len(value)))
+            self._confidence["law", name].append(errors.confidence)
             if isotonic is not None:
                 found = _isotonic_confidence(value, isotonic[name], name)
                 self._confidence["isotonic", name].append(found)
@@ -54,7 +44,7 @@ class Quality:
     def numbers(self) -> dict[str, dict[str, dict[str, float]]]:
         """``calibration_error``, ``coverage_90`` and, of the law, ``nll``, by kind and quantity.
 
-        The law of the served covariances is Gaussian, or a Student-t where the file says so.
+        The law is that of the errors, as in `bayesmlip evaluate`.
 
         Negative log-likelihoods are in nats per vector, of (eV/Å)³, or per frame, of eV.
         """
@@ -79,25 +69,6 @@ class Quality:
         return found
 
 
-def _nll(errors: Errors) -> float:
-    if errors.error.shape[1] == 1:
-        return gaussian_nll(errors.error[:, 0], errors.total[:, 0, 0])
-    if errors.dof is None:
-        return multivariate_gaussian_nll(errors.error, errors.total)
-    scale = ((errors.dof - 2.0) / errors.dof)[:, None, None] * errors.total
-    return student_t_nll(errors.error, scale, errors.dof)
-
-
-def _confidence(value: FloatArray, errors: Errors) -> FloatArray:
-    dimension = errors.error.shape[1]
-    if dimension == 1:
-        return interval_confidence(value, np.ones_like(value))
-    if errors.dof is None:
-        return ellipsoid_confidence(value**2, chi_squared_law(dimension))
-    distance = value**2 * errors.dof / (errors.dof - 2.0)
-    return ellipsoid_confidence(distance, student_t_law(errors.dof, dimension))
-
-
 def _isotonic_confidence(value: FloatArray, quantiles: list[Any], name: str) -> FloatArray:
     """Probability of the smallest central region that holds the label."""
     known = [(v, p) for p, v in zip(LEVELS, quantiles, strict=True) if v is not None]
@@ -108,11 +79,14 @@ def _isotonic_confidence(value: FloatArray, quantiles: list[Any], name: str) -> 
 
 def _inside(value: FloatArray, errors: Errors, radii: Any) -> FloatArray:
     """Whether the regions of 90 % hold the labels, where there is such a region."""
-    if not isinstance(radii, dict):
-        radii = {chemical_symbols[0]: radii}
+    everything: Any = slice(None)
+    chosen_by = [(everything, radii)]
+    if errors.atomic_numbers is not None:
+        symbols = np.array([chemical_symbols[z] for z in errors.atomic_numbers])
+        chosen_by = [(symbols == symbol, values) for symbol, values in radii.items()]
     inside: list[FloatArray] = []
-    for symbol, values in radii.items():
-        chosen = np.abs(value[errors.atomic_numbers == chemical_symbols.index(symbol)])
+    for items, values in chosen_by:
+        chosen = np.abs(value[items])
         try:
             inside.append((chosen <= conformal_at(LEVELS, values, 0.9)).astype(float))
         except ValueError:

@@ -7,7 +7,10 @@ with a given probability:
   exchangeable with the calibration frames, whatever the errors look like;
 * ``"isotonic"``: the recalibrated distribution of Kuleshov et al., all elements together; sharp
   and centred on what was observed, guaranteed by nothing;
-* ``"gaussian"``: the served covariance, taken at its word.
+* ``"law"``: the served covariance and the law that the file was calibrated with, taken at their
+  word: a Gaussian for files with noise heads, Hotelling's for the spread of a few members, a
+  Student-t for an evidential file. ``"gaussian"``, its name when every file was taken for a
+  Gaussian, means the same.
 
 None of them promises anything off the calibration data: the regions grow with the covariances
 there, and no further.
@@ -21,26 +24,14 @@ from typing import Any
 import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import ArrayLike
-from scipy.special import chdtri, ndtri
 
 from ase_bayesmlip.calibration.levels import check_coverage, conformal_at, isotonic_at
-from ase_bayesmlip.calibration.observations import Errors, FloatArray
+from ase_bayesmlip.calibration.observations import FloatArray
 from ase_bayesmlip.card import ModelCard
+from ase_bayesmlip.metrics.laws import PredictiveLaw
 
-KINDS = ("conformal", "isotonic", "gaussian")
-
-
-def standardised(errors: Errors) -> FloatArray:
-    """Errors in standard deviations, (n,): signed for scalars, √(eᵀ Σ⁻¹ e) for vectors."""
-    if errors.error.shape[1] == 1:
-        return errors.error[:, 0] / np.sqrt(errors.total[:, 0, 0])
-    return _lengths(errors.error, errors.total)
-
-
-def _lengths(vectors: FloatArray, covariance: FloatArray) -> FloatArray:
-    """√(vᵀ Σ⁻¹ v), (n,)."""
-    solved = np.linalg.solve(covariance, vectors[:, :, None])[:, :, 0]
-    return np.sqrt(np.maximum((vectors * solved).sum(axis=1), 0.0))
+KINDS = ("conformal", "isotonic", "law")
+_ALIASES = {"gaussian": "law"}
 
 
 def force_radii(
@@ -48,6 +39,7 @@ def force_radii(
     atomic_numbers: Sequence[int] | np.ndarray,
     coverage: float,
     kind: str = "conformal",
+    dof: ArrayLike | None = None,
 ) -> FloatArray:
     """Radius of each atom's region of forces, in standard deviations.
 
@@ -61,7 +53,9 @@ def force_radii(
     atomic_numbers : sequence of int, (n_atoms,)
     coverage : float
         Between 0 and 1, both excluded.
-    kind : "conformal", "isotonic" or "gaussian"
+    kind : "conformal", "isotonic" or "law"
+    dof : array_like, (n_atoms,)
+        ``calc.results["forces_dof"]``, for the law of an evidential file.
 
     Returns
     -------
@@ -72,11 +66,15 @@ def force_radii(
     ValueError
         If the file is not calibrated, or gives no such region for an element or a coverage.
     """
+    kind = _ALIASES.get(kind, kind)
     record = _record(card, "forces", kind)
     numbers = np.asarray(atomic_numbers)
     check_coverage(coverage)
-    if kind == "gaussian":
-        return np.full(len(numbers), np.sqrt(chdtri(3, 1.0 - coverage)))
+    if kind == "law":
+        sizes = np.asarray(_law(record, "forces", dof).radius(coverage, 3))
+        if sizes.shape not in ((), numbers.shape):
+            raise ValueError(f"{sizes.size} degrees of freedom for {len(numbers)} atoms")
+        return sizes * np.ones(len(numbers))
     if kind == "isotonic":
         radius = isotonic_at(record["levels"], record["isotonic"]["forces"], coverage)
         return np.full(len(numbers), radius)
@@ -95,9 +93,9 @@ def force_radii(
 def force_distances(card: ModelCard, difference: ArrayLike, covariance: ArrayLike) -> FloatArray:
     """Length of differences of forces in the standard deviations of their covariances.
 
-    √(vᵀ Σ⁻¹ v) for files with a noise model, whose regions are ellipsoids; |v| / √(tr Σ/3) for
-    those without, whose regions are balls, because a sample covariance of few members is singular
-    or nearly so.
+    √(vᵀ Σ⁻¹ v) for most files, whose regions are ellipsoids; |v| / √(tr Σ/3) for those whose
+    regions are balls: the spread of two or three members, which has no inverse, of errors that lie
+    in planes, and all spreads without noise that were calibrated before laws were recorded.
 
     Parameters
     ----------
@@ -115,10 +113,8 @@ def force_distances(card: ModelCard, difference: ArrayLike, covariance: ArrayLik
             "difference must have shape (n_atoms, 3) and covariance (n_atoms, 3, 3), not "
             f"{v.shape} and {sigma.shape}"
         )
-    if _record(card, "forces", "gaussian")["shape"] == "ball":
-        variance = np.trace(sigma, axis1=1, axis2=2) / 3.0
-        return np.sqrt((v**2).sum(axis=1) / variance)
-    return _lengths(v, sigma)
+    law = PredictiveLaw(spherical=_record(card, "forces", "law")["shape"] == "ball")
+    return law.distances(v, sigma)
 
 
 def energy_interval(
@@ -132,7 +128,7 @@ def energy_interval(
     results : mapping
         ``calc.results``: its ``energy`` and ``energy_var``.
     coverage : float
-    kind : "conformal", "isotonic" or "gaussian"
+    kind : "conformal", "isotonic" or "law"
         The isotonic interval need not be centred on the energy: it repairs a bias as well. The
         served energy does not move.
 
@@ -140,6 +136,7 @@ def energy_interval(
     -------
     low, high : float, eV
     """
+    kind = _ALIASES.get(kind, kind)
     record = _record(card, "energy", kind)
     check_coverage(coverage)
     mean, sigma = float(results["energy"]), float(np.sqrt(results["energy_var"]))
@@ -147,8 +144,8 @@ def energy_interval(
         tails = ((1.0 - coverage) / 2.0, (1.0 + coverage) / 2.0)
         low, high = (isotonic_at(record["levels"], record["isotonic"]["energy"], p) for p in tails)
         return mean + low * sigma, mean + high * sigma
-    if kind == "gaussian":
-        radius = float(ndtri((1.0 + coverage) / 2.0))
+    if kind == "law":
+        radius = float(_law(record, "energy").radius(coverage, 1))
     else:
         radius = conformal_at(record["levels"], record["conformal"]["energy"], coverage)
     return mean - radius * sigma, mean + radius * sigma
@@ -166,3 +163,18 @@ def _record(card: ModelCard, quantity: str, kind: str) -> dict[str, Any]:
     if quantity not in record["conformal"]:
         raise ValueError(f"this file gives no variance of {quantity}, and so no region")
     return record
+
+
+def _law(record: dict[str, Any], quantity: str, dof: ArrayLike | None = None) -> PredictiveLaw:
+    """The law of a calibration; before laws were recorded everything was taken for a Gaussian."""
+    if "laws" not in record:
+        return PredictiveLaw()
+    content = record["laws"][quantity]
+    if content["name"] != "student_t":
+        return PredictiveLaw.from_record(content)
+    if dof is None:
+        raise ValueError(
+            "the law of this file has degrees of freedom of its own for each atom; give "
+            'dof=calc.results["forces_dof"], or take the kind "conformal"'
+        )
+    return PredictiveLaw(dof=np.ravel(np.asarray(dof, dtype=np.float64)))

@@ -1,20 +1,21 @@
 """Variance scaling: factors for the epistemic and the aleatoric part, by maximum likelihood.
 
-The errors of a quantity are taken for Gaussian with the covariance
+The errors of a quantity follow the law of the file (`metrics.PredictiveLaw`): a Gaussian or a
+Student-t of η degrees of freedom, whose scale matrix is
 
-    Σ = a Σ_epistemic + b Σ_aleatoric,                                                     (1)
+    A = a A_epistemic + b A_aleatoric,                                                     (1)
 
 and the factors a and b maximise the likelihood of the errors of calibration frames (Levi, Gispan,
-Giladi and Fetaya, arXiv:1905.11659, with a = b). With the Cholesky factor L of Σ_aleatoric and the
-spectrum L⁻¹ Σ_epistemic L⁻ᵀ = U diag(ρ) Uᵀ, the components y = Uᵀ L⁻¹ e are independent with
+Giladi and Fetaya, arXiv:1905.11659, with a = b and a Gaussian). With the Cholesky factor L of
+A_aleatoric and the spectrum L⁻¹ A_epistemic L⁻ᵀ = U diag(ρ) Uᵀ, the components y = Uᵀ L⁻¹ e of a
+Gaussian are independent with
 
     y_k ~ N(0, a ρ_k + b),                                                                 (2)
 
-so that vectors and scalars, elements and files all lead to the same problem of two numbers. Where
-a file gives a Student-t law with η degrees of freedom and this covariance, its likelihood is taken:
-the gradient is that of the Gaussian with each y² multiplied by
+so that vectors and scalars, elements and files all lead to the same problem of two numbers. The
+gradient of a Student-t is that of the Gaussian with each y² multiplied by
 
-    w = (η + d) / (η - 2 + Σ_k y_k²/(a ρ_k + b)),                                           (3)
+    w = (η + d) / (η + Σ_k y_k²/(a ρ_k + b)),                                               (3)
 
 which makes little of outliers (η → ∞ gives w = 1).
 """
@@ -30,7 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from ase_bayesmlip.calibration.observations import Errors, FloatArray, IntArray
+from ase_bayesmlip.calibration.observations import FloatArray, IntArray
+from ase_bayesmlip.metrics.errors import Errors
 
 # A factor beyond these limits is not a correction but a part that the likelihood does not need.
 LIMIT = 1e3
@@ -71,7 +73,7 @@ class Components(NamedTuple):
             return np.ones((len(self.square), 1))
         distance = (self.square / variance).sum(axis=1)
         dimension = self.square.shape[1]
-        return ((self.dof + dimension) / (self.dof - 2.0 + distance))[:, None]
+        return ((self.dof + dimension) / (self.dof + distance))[:, None]
 
 
 class Fit(NamedTuple):
@@ -92,29 +94,50 @@ class Fit(NamedTuple):
 
 
 def components(errors: Errors) -> Components:
-    """Independent components of the errors of one quantity."""
+    """Independent components of the errors of one quantity.
+
+    Raises
+    ------
+    ValueError
+        If a matrix that must have an inverse has none.
+    """
+    law, total = errors.judged
+    n, d = errors.error.shape
+    eta = law.degrees_of_freedom(d)
+    dof = None if eta is None else np.broadcast_to(np.asarray(eta, dtype=np.float64), n)
     parts = (errors.epistemic is not None, errors.aleatoric is not None)
-    root = np.linalg.cholesky(errors.total if errors.aleatoric is None else errors.aleatoric)
+    try:
+        root = np.linalg.cholesky(
+            law.scale(total if errors.aleatoric is None else errors.aleatoric)
+        )
+    except np.linalg.LinAlgError as error:
+        raise ValueError(
+            "the covariance of some calibration atom has no inverse; leave frames out whose forces "
+            "lie in a plane or vanish by symmetry"
+        ) from error
     whitened = np.linalg.solve(root, errors.error[:, :, None])[:, :, 0]
     if errors.epistemic is None or errors.aleatoric is None:
         ratio = np.full(whitened.shape, float(parts[0]))
-        return Components(ratio, whitened**2, errors.frame, parts, errors.dof)
-    half = np.linalg.solve(root, errors.epistemic)
+        return Components(ratio, whitened**2, errors.frame, parts, dof)
+    half = np.linalg.solve(root, law.scale(errors.epistemic))
     relative = np.linalg.solve(root, half.swapaxes(1, 2))
     ratio, axes = np.linalg.eigh(0.5 * (relative + relative.swapaxes(1, 2)))
     square = np.einsum("nk,nkl->nl", whitened, axes) ** 2
-    return Components(np.maximum(ratio, 0.0), square, errors.frame, parts, errors.dof)
+    return Components(np.maximum(ratio, 0.0), square, errors.frame, parts, dof)
 
 
 def fit_one_factor(c: Components) -> Fit:
     """The factor a = b of both parts: the mean of w y²/(ρ + 1).
 
-    In closed form for a Gaussian; else the fixed point of expectation maximisation.
+    In closed form for a Gaussian; else the fixed point of expectation maximisation, from the
+    median, because a law of few degrees of freedom has no mean square.
     """
     variance = c.ratio + (1.0 if c.parts[1] else 0.0)
     relative = c.square / variance
     factor = float(relative.mean())
     _check_factor(factor)
+    if c.dof is not None:
+        factor = float(np.median(relative.mean(axis=1))) or factor
     for _ in range(0 if c.dof is None else _MAX_STEPS):
         before, factor = factor, float((c.weights(factor * variance) * relative).mean())
         if abs(factor / before - 1.0) < _CONVERGED:
@@ -158,7 +181,7 @@ def _likelihood(logs: FloatArray, c: Components) -> tuple[float, FloatArray]:
     if c.dof is None:
         value += 0.5 * float(distance.mean())
     else:
-        tail = np.log1p(distance.sum(axis=1) / (c.dof - 2.0))
+        tail = np.log1p(distance.sum(axis=1) / c.dof)
         value += 0.5 * float(np.sum((c.dof + c.square.shape[1]) * tail)) / c.square.size
     return value, np.array([gradient.mean() for gradient in gradients])
 

@@ -98,6 +98,7 @@ def calibrate_file(
     from ase_bayesmlip.calculator import BayesianCalculator
     from ase_bayesmlip.calibration import calibrate, observe, scaled_results
     from ase_bayesmlip.md.scores import calibration_scores
+    from ase_bayesmlip.metrics import origin_of
     from ase_bayesmlip.serving.calibrate import write_recalibrated
     from ase_bayesmlip.structures.labelled import sha256
 
@@ -106,7 +107,8 @@ def calibrate_file(
     _check_frames(card, digest)
     calculator = BayesianCalculator(model, backend="torchscript")
     results = calculator.evaluate([frame.atoms for frame in frames])
-    found = calibrate(observe(results, frames), card.atomic_numbers, method)
+    observed = observe(results, frames, origin_of(card))
+    found = calibrate(observed, card.atomic_numbers, method)
     calibration: dict[str, Any] = {}
     if card.has_epistemic:
         kept = [(results[k], frames[k].atoms) for k in found.level_frames]

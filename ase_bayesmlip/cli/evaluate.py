@@ -142,7 +142,7 @@ def _read(
 def _compare(calculator: Any, frames: list[EvaluationFrame], progress: bool) -> Comparison:
     from tqdm import tqdm
 
-    from ase_bayesmlip.evaluation import Comparison
+    from ase_bayesmlip.evaluation import Comparison, origin_of
 
     results = []
     starts = range(0, len(frames), BATCH)
@@ -152,9 +152,8 @@ def _compare(calculator: Any, frames: list[EvaluationFrame], progress: bool) -> 
             results += calculator.evaluate([frame.atoms for frame in chunk], BATCH)
         except ValueError as error:
             raise ValueError(f"frames {chunk[0].source} to {chunk[-1].source}: {error}") from error
-    card = calculator.card
-    is_spread = card.has_epistemic and card.n_draws == 0 and card.ddof == 1
-    return Comparison(frames, results, card.n_members if is_spread else None, card.n_draws)
+    origin = origin_of(calculator.card)
+    return Comparison(frames, results, **dataclasses.asdict(origin))
 
 
 def _names(arguments: argparse.Namespace) -> dict[str, str]:

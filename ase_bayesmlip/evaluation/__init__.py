@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from ase_bayesmlip.evaluation.comparison import (
     Comparison,
-    Errors,
     committee_results,
     energy_errors,
     evaluate_committee,
@@ -17,7 +16,7 @@ from ase_bayesmlip.evaluation.comparison import (
 )
 from ase_bayesmlip.evaluation.evaluate import Evaluation, SetEvaluation, evaluate
 from ase_bayesmlip.evaluation.intervals import Bootstrap, Estimate
-from ase_bayesmlip.metrics.laws import PredictiveLaw
+from ase_bayesmlip.metrics import Errors, Origin, PredictiveLaw, origin_of
 from ase_bayesmlip.structures.partly_labelled import EvaluationFrame, read_evaluation_frames
 
 __all__ = [
@@ -27,6 +26,7 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "EvaluationFrame",
+    "Origin",
     "PredictiveLaw",
     "SetEvaluation",
     "committee_results",
@@ -34,5 +34,6 @@ __all__ = [
     "evaluate",
     "evaluate_committee",
     "force_errors",
+    "origin_of",
     "read_evaluation_frames",
 ]

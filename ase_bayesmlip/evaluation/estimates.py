@@ -14,8 +14,9 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from ase_bayesmlip import metrics
-from ase_bayesmlip.evaluation.comparison import Comparison, Errors
+from ase_bayesmlip.evaluation.comparison import Comparison
 from ase_bayesmlip.evaluation.intervals import Bootstrap, Estimate
+from ase_bayesmlip.metrics.errors import Errors
 
 CURVE_LEVELS = np.linspace(0.0, 1.0, 21)
 # Levels of `metrics.calibration_error`: j/101.
@@ -43,14 +44,8 @@ def force_numbers(errors: Errors, bootstrap: Bootstrap) -> dict[str, Estimate]:
 
 def energy_numbers(errors: Errors, bootstrap: Bootstrap) -> dict[str, Estimate]:
     """Numbers on energies; errors are per atom, and the law is that of the whole frame."""
-    shared = errors.atomic_numbers[:, None]
-    per_atom = Errors(
-        errors.error / shared,
-        None if errors.covariance is None else errors.covariance / shared[:, None] ** 2,
-        errors.law,
-        errors.frame,
-        errors.atomic_numbers,
-    )
+    assert errors.n_atoms is not None
+    per_atom = errors.divided_by(errors.n_atoms)
     found = {
         "energy_rmse_meV_per_atom": bootstrap.mean(per_atom, _square, _milli_root),
         "energy_mae_meV_per_atom": bootstrap.mean(per_atom, _absolute, _milli),
@@ -113,7 +108,9 @@ def _absolute(errors: Errors) -> float:
 
 
 def _variance(errors: Errors) -> float:
-    return float(np.mean(errors.std**2))
+    """The mean square error of a component that the law expects, or the mean variance."""
+    expected = 1.0 if errors.law is None else errors.law.mean_square
+    return expected * float(np.mean(errors.std**2))
 
 
 def _size(errors: Errors) -> np.ndarray:
@@ -123,7 +120,7 @@ def _size(errors: Errors) -> np.ndarray:
 def _energy_score(errors: Errors, generator: np.random.Generator) -> float:
     """Energy score in meV/Å; of the Gaussian with this covariance unless the law is evidential.
 
-    The Student-t of a small committee has no mean, and then the score would be infinite.
+    The Student-t of a few members has no mean, and then the score would be infinite.
     """
     assert errors.covariance is not None
     if errors.law is None or errors.law.dof is None:
@@ -178,10 +175,9 @@ def _law_numbers(errors: Errors, bootstrap: Bootstrap, what: str) -> dict[str, E
         bootstrap.note(f"no coverage, calibration or likelihood of {what}: {errors.why_no_law}")
         return {}
 
-    def nll(part: Errors) -> float:
-        return part.law.nll(part.error, part.covariance)  # type: ignore[union-attr, arg-type]
-
-    found = _attempt(lambda: bootstrap.mean(errors, nll), f"{what}_nll", bootstrap)
+    found = _attempt(
+        lambda: bootstrap.mean(errors, lambda part: part.nll), f"{what}_nll", bootstrap
+    )
     if not found:
         bootstrap.note(f"no coverage and no calibration error of {what}, for the same reason")
         return {}
@@ -190,7 +186,7 @@ def _law_numbers(errors: Errors, bootstrap: Bootstrap, what: str) -> dict[str, E
 
 def _calibration(errors: Errors, bootstrap: Bootstrap, what: str) -> dict[str, Estimate]:
     def curve(part: Errors) -> np.ndarray:
-        return metrics.calibration_curve(confidence_of(part), ERROR_LEVELS)
+        return metrics.calibration_curve(part.confidence, ERROR_LEVELS)
 
     def distance(observed: np.ndarray) -> float:
         return float(np.mean((ERROR_LEVELS - observed) ** 2))  # as `metrics.calibration_error`
@@ -201,23 +197,16 @@ def _calibration(errors: Errors, bootstrap: Bootstrap, what: str) -> dict[str, E
     return found
 
 
-def confidence_of(errors: Errors) -> np.ndarray:
-    """Probability of the smallest region that holds each label, (n,)."""
-    if errors.law is None or errors.covariance is None:
-        raise ValueError(f"errors without a law have no regions: {errors.why_no_law}")
-    return errors.law.confidence(errors.error, errors.covariance)
-
-
 def _coverage(errors: Errors, percent: int, bootstrap: Bootstrap) -> Estimate:
     """Fraction of the labels inside the regions of a nominal coverage in percent."""
-    return bootstrap.mean(errors, lambda e: metrics.coverage(confidence_of(e), percent / 100))
+    return bootstrap.mean(errors, lambda e: metrics.coverage(e.confidence, percent / 100))
 
 
 def curve_of(errors: Errors, bootstrap: Bootstrap) -> Estimate:
     """Calibration curve at `CURVE_LEVELS`, with a band."""
     return bootstrap.mean(
         errors,
-        lambda e: metrics.calibration_curve(confidence_of(e), CURVE_LEVELS),
+        lambda e: metrics.calibration_curve(e.confidence, CURVE_LEVELS),
         lambda observed: observed,
     )
 
@@ -241,9 +230,9 @@ class Group:
 
 def numbers_per_element(forces: Errors, bootstrap: Bootstrap) -> list[Group]:
     """Numbers on the forces of each element."""
-    return _groups(
-        forces, np.array([chemical_symbols[z] for z in forces.atomic_numbers]), bootstrap
-    )
+    assert forces.atomic_numbers is not None
+    symbols = np.array([chemical_symbols[z] for z in forces.atomic_numbers])
+    return _groups(forces, symbols, bootstrap)
 
 
 def numbers_per_config_type(

@@ -10,12 +10,7 @@ import numpy as np
 
 from ase_bayesmlip import metrics
 from ase_bayesmlip._version import __version__
-from ase_bayesmlip.evaluation.comparison import (
-    Comparison,
-    Errors,
-    energy_errors,
-    force_errors,
-)
+from ase_bayesmlip.evaluation.comparison import Comparison, energy_errors, force_errors
 from ase_bayesmlip.evaluation.detection import Detection, detect
 from ase_bayesmlip.evaluation.estimates import (
     CURVE_LEVELS,
@@ -27,6 +22,7 @@ from ase_bayesmlip.evaluation.estimates import (
     numbers_per_element,
 )
 from ase_bayesmlip.evaluation.intervals import Bootstrap, Estimate
+from ase_bayesmlip.metrics.errors import Errors
 
 FORMAT_VERSION = 1
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ase_bayesmlip import metrics
-from ase_bayesmlip.evaluation.comparison import Errors
+from ase_bayesmlip.metrics.errors import Errors
 
 # Ranks are found anew in each resample, which takes longer than adding up sums of frames.
 N_RANK_RESAMPLES = 200

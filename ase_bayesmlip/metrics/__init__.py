@@ -1,4 +1,4 @@
-"""Measures of errors and of error bars: pure functions of numpy arrays.
+"""Measures of errors and of error bars: numpy arrays in, numbers out.
 
 One convention holds everywhere: **error = label - prediction**. Forces enter as (n_atoms, 3) with
 covariances (n_atoms, 3, 3), energies as (n_frames,) with variances (n_frames,). A result carries
@@ -8,7 +8,9 @@ the unit of its input; nothing is converted.
 the laws it follows; `calibration` compares nominal with observed coverage, for error bars and for
 ellipsoids alike; `ranking` asks whether uncertainty finds large errors and foreign frames;
 `bootstrap` gives any of these numbers an interval that knows that atoms of a frame are not
-independent.
+independent. `errors` puts errors beside the covariances that were stated for them, `laws` has the
+distributions that they should follow, and `origin` decides which: one answer for everything that
+fits, measures or draws.
 
 Every function raises `ValueError` for input that is empty, not finite, of the wrong shape or out of
 range. None returns NaN.
@@ -23,6 +25,7 @@ from ase_bayesmlip.metrics.calibration import (
     calibration_error_floor,
     coverage,
     interval_confidence,
+    miscalibration_area,
     pit_gaussian,
     sharpness,
 )
@@ -34,6 +37,9 @@ from ase_bayesmlip.metrics.ellipsoids import (
     mahalanobis_squared,
     student_t_law,
 )
+from ase_bayesmlip.metrics.errors import Errors
+from ase_bayesmlip.metrics.laws import PredictiveLaw
+from ase_bayesmlip.metrics.origin import Origin, origin_of
 from ase_bayesmlip.metrics.ranking import (
     aupr,
     auroc,
@@ -55,7 +61,10 @@ from ase_bayesmlip.metrics.scoring import (
 )
 
 __all__ = [
+    "Errors",
     "Law",
+    "Origin",
+    "PredictiveLaw",
     "aupr",
     "auroc",
     "bootstrap_interval",
@@ -77,7 +86,9 @@ __all__ = [
     "interval_confidence",
     "mae",
     "mahalanobis_squared",
+    "miscalibration_area",
     "multivariate_gaussian_nll",
+    "origin_of",
     "pit_gaussian",
     "rmse",
     "roc_curve",

@@ -121,6 +121,25 @@ def calibration_error(confidence: ArrayLike, n_levels: int = 100) -> float:
     return float(np.mean((levels - calibration_curve(confidence, levels)) ** 2))
 
 
+def miscalibration_area(confidence: ArrayLike, n_levels: int = 99) -> float:
+    """Mean absolute distance of the calibration curve from the diagonal,
+
+        (1/m) Σⱼ |pⱼ - p̂ⱼ|,    pⱼ = j/(m + 1),   j = 1 ... m,
+
+    the area between the two (Tran et al., arXiv:1912.10066). It is no `calibration_error`, which
+    squares the distances and is therefore much smaller for the same curve.
+
+    Parameters
+    ----------
+    confidence : array_like, any shape, between 0 and 1
+    n_levels : int
+        m.
+    """
+    m = whole("n_levels", n_levels, 1)
+    levels = np.arange(1, m + 1) / (m + 1)
+    return float(np.mean(np.abs(levels - calibration_curve(confidence, levels))))
+
+
 def calibration_error_floor(n_items: int, n_levels: int = 100) -> float:
     """Expected calibration error of a perfect model on n independent items.
 

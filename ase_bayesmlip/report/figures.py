@@ -93,9 +93,12 @@ def _sets(evaluation: Evaluation) -> list[tuple[str, str, SetEvaluation]]:
 
 def _components(errors: Errors, what: str) -> tuple[np.ndarray, np.ndarray, str]:
     """Scalar errors and deviations of energies per atom (meV) or of force components (meV/Å)."""
-    assert errors.covariance is not None
-    deviation = np.sqrt(np.einsum("ncc->nc", errors.covariance))
-    scale = 1e3 / errors.atomic_numbers[:, None] if what == "energy" else np.float64(1e3)
+    covariance = errors.covariance
+    assert covariance is not None
+    if errors.law is not None:
+        covariance = errors.law.shape(covariance)
+    deviation = np.sqrt(np.einsum("ncc->nc", covariance))
+    scale = np.float64(1e3) if errors.n_atoms is None else 1e3 / errors.n_atoms[:, None]
     unit = "meV/atom" if what == "energy" else "meV/Å"
     return (scale * errors.error).ravel(), (scale * deviation).ravel(), unit
 

@@ -17,6 +17,7 @@ from calibration_sets import DATASETS
 from ase_bayesmlip import BayesianCalculator
 from ase_bayesmlip.calibration import calibrate, observe, scaled_results
 from ase_bayesmlip.calibration.quality import Quality
+from ase_bayesmlip.card import read_card
 from ase_bayesmlip.cli.calibrate import calibrate_file
 from ase_bayesmlip.config.posterior import PointConfig
 from ase_bayesmlip.evaluation import (
@@ -27,6 +28,7 @@ from ase_bayesmlip.evaluation import (
 )
 from ase_bayesmlip.evaluation.detection import Detection, detect
 from ase_bayesmlip.evaluation.evaluate import evaluate_set
+from ase_bayesmlip.metrics import Origin, origin_of
 from ase_bayesmlip.posteriors import POSTERIORS
 from ase_bayesmlip.posteriors.run_folder import read_run
 from ase_bayesmlip.serving.export import export_members
@@ -80,8 +82,8 @@ class Answers:
         By name of the set.
     record : dict
         Of the calibration, as a model card keeps it.
-    members : tuple of (int or None, int)
-        Members whose spread is all that is known before calibration, and drawn readouts.
+    origins : tuple of Origin
+        What the variances are made of, before and after.
     about : dict
         What else is to be kept.
     """
@@ -89,7 +91,7 @@ class Answers:
     before: dict[str, Results]
     after: dict[str, Results]
     record: dict[str, Any]
-    members: tuple[int | None, int]
+    origins: tuple[Origin, Origin]
     about: dict[str, Any]
 
 
@@ -120,10 +122,9 @@ def answers_of_file(
         said.append(
             {name: calculator.evaluate([f.atoms for f in s], 8) for name, s in sets.items()}
         )
-    is_spread = card.has_epistemic and card.n_draws == 0 and card.ddof == 1
     about = {"n_members": card.n_members, "n_draws": card.n_draws}
-    members = (card.n_members if is_spread else None, card.n_draws)
-    return Answers(said[0], said[1], card.recalibrations[-1], members, about)
+    origins = origin_of(read_card(model)), origin_of(card)
+    return Answers(said[0], said[1], card.recalibrations[-1], origins, about)
 
 
 def answers_of_spread(
@@ -135,47 +136,32 @@ def answers_of_spread(
 ) -> Answers:
     """Calibrate the spread of a committee, and say what it says before and after.
 
-    The covariance of so few members hardly has an inverse. Before calibration it is judged by the
-    law of S members; calibration puts tr Σ/3 times the identity in its place (see
-    `calibration.Observations`), scaled, and takes that for a Gaussian's.
+    The covariance of so few members hardly has an inverse: spheres stand in for it (see
+    `metrics.laws`), before and after.
     """
     elements = sorted({int(z) for frame in calibration for z in frame.atoms.numbers})
-    found = calibrate(observe(on_calibration, calibration), elements, "global")
+    origin = Origin(n_members=n_members, spherical=True)
+    found = calibrate(observe(on_calibration, calibration, origin), elements, "global")
     after = {}
     for name, results in before.items():
         after[name] = [
-            _ball(scaled_results(result, frame.atoms.get_chemical_symbols(), found.factors))
+            spread_alone(scaled_results(result, frame.atoms.get_chemical_symbols(), found.factors))
             for result, frame in zip(results, sets[name], strict=True)
         ]
-    return Answers(before, after, found.record, (n_members, 0), {"n_members": n_members})
+    return Answers(before, after, found.record, (origin, origin), {"n_members": n_members})
 
 
-def _ball(scaled: Mapping[str, Any]) -> dict[str, Any]:
-    trace = np.trace(scaled["forces_cov_epistemic"], axis1=1, axis2=2)
-    covariance = trace[:, None, None] / 3.0 * np.eye(3)
-    variance = scaled["energy_var_epistemic"]
+def spread_alone(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result without what the noise heads say."""
     return {
-        "energy": scaled["energy"],
-        "forces": scaled["forces"],
-        **{f"energy_var{kind}": variance for kind in ("", "_epistemic")},
-        **{f"forces_cov{kind}": covariance for kind in ("", "_epistemic")},
+        "energy": result["energy"],
+        "forces": result["forces"],
+        **{
+            name + kind: result[f"{name}_epistemic"]
+            for name in ("energy_var", "forces_cov")
+            for kind in ("", "_epistemic")
+        },
     }
-
-
-def spread_alone(results: Results) -> Results:
-    """Results without what the noise heads say."""
-    return [
-        {
-            "energy": result["energy"],
-            "forces": result["forces"],
-            **{
-                name + kind: result[f"{name}_epistemic"]
-                for name in ("energy_var", "forces_cov")
-                for kind in ("", "_epistemic")
-            },
-        }
-        for result in results
-    ]
 
 
 def numbers(
@@ -183,14 +169,11 @@ def numbers(
 ) -> dict[str, Any]:
     """Numbers before and after calibration of every set, the first of them the known one."""
     bootstrap = Bootstrap(n_resamples)
-    n_members, n_draws = answers.members
 
     def compared(stage: str, name: str) -> Comparison:
         said = answers.before[name] if stage == "before" else answers.after[name]
-        # After calibration a spread alone is taken for a Gaussian's, see `answers_of_spread`.
-        alone = "forces_cov_aleatoric" not in said[0]
-        members = None if alone and stage == "after" else n_members
-        return Comparison(sets[name], said, members, n_draws)
+        origin = answers.origins[stage == "after"]
+        return Comparison(sets[name], said, **dataclasses.asdict(origin))
 
     found: dict[str, Any] = {**answers.about, "calibration": _record(answers.record)}
     for stage in ("before", "after"):
@@ -232,7 +215,8 @@ def _regions(answers: Answers, name: str, frames: list[EvaluationFrame]) -> dict
     """Calibration error and coverage of the isotonic and the conformal regions of a set."""
     quality = Quality()
     record = answers.record
-    quality.add(observe(answers.after[name], frames), record["conformal"], record["isotonic"])
+    observed = observe(answers.after[name], frames, answers.origins[1])
+    quality.add(observed, record["conformal"], record["isotonic"])
     measured = quality.numbers()
     return {
         f"{key}_{quantity}_{kind}": value
@@ -259,7 +243,7 @@ def spread_answers(
     """What the members of a served ensemble say without their noise heads, calibrated."""
     calculator = BayesianCalculator(model)
     on_calibration, *said = (
-        spread_alone(calculator.evaluate([frame.atoms for frame in frames], 8))
+        [spread_alone(r) for r in calculator.evaluate([frame.atoms for frame in frames], 8)]
         for frames in (calibration, *sets.values())
     )
     before = dict(zip(sets, said, strict=True))

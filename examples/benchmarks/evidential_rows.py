@@ -94,7 +94,7 @@ def _errors(
 ) -> Errors:
     frame = np.repeat(np.arange(len(frames)), [len(item.atoms) for item in frames])
     numbers = np.concatenate([item.atoms.numbers for item in frames])
-    return Errors(error, covariance, law, frame, numbers)
+    return Errors(error, None, None, frame, law, numbers, stated=covariance)
 
 
 def say(
@@ -150,16 +150,8 @@ def say_eip(folder: Path, frames: list[LabelledFrame]) -> Said:
     return Said(_errors(error, covariance, law, frames), np.sqrt(epistemic.mean(axis=1)), law)
 
 
-def _confidence(errors: Errors) -> np.ndarray:
-    return errors.law.confidence(errors.error, errors.covariance)
-
-
-def _nll(errors: Errors) -> float:
-    return errors.law.nll(errors.error, errors.covariance)
-
-
 def _distance_from_diagonal(curve: np.ndarray) -> float:
-    """Calibration error: mean of |observed - nominal| over the levels."""
+    """As `metrics.miscalibration_area`: mean of |observed - nominal| over the levels."""
     return float(np.abs(curve - LEVELS).mean())
 
 
@@ -176,17 +168,17 @@ def summary(said: Said, foreign: Said | None) -> dict[str, Any]:
     scores = np.array(
         [energy_score(e[None], d[None]) for e, d in zip(errors.error, draws, strict=True)]
     )
-    as_errors = dataclasses.replace(errors, error=scores[:, None], law=None, covariance=None)
+    as_errors = dataclasses.replace(errors, error=scores[:, None], law=None, stated=None)
     estimates = {
         "forces_mae_meV_per_A": bootstrap.mean(errors, lambda e: mae(e.error), _milli),
         "forces_rmse_meV_per_A": bootstrap.mean(
             errors, lambda e: rmse(e.error) ** 2, lambda value: 1e3 * float(value) ** 0.5
         ),
-        "calibration_error": bootstrap.mean(
-            errors, lambda e: calibration_curve(_confidence(e), LEVELS), _distance_from_diagonal
+        "miscalibration_area": bootstrap.mean(
+            errors, lambda e: calibration_curve(e.confidence, LEVELS), _distance_from_diagonal
         ),
-        "coverage_90": bootstrap.mean(errors, lambda e: coverage(_confidence(e), 0.9)),
-        "forces_nll": bootstrap.mean(errors, _nll),
+        "coverage_90": bootstrap.mean(errors, lambda e: coverage(e.confidence, 0.9)),
+        "forces_nll": bootstrap.mean(errors, lambda e: e.nll),
         "energy_score_meV_per_A": bootstrap.mean(as_errors, lambda e: mae(e.error), _milli),
     }
     found: dict[str, Any] = {"n_frames": int(errors.frame.max()) + 1, "n_atoms": len(errors.error)}
@@ -196,7 +188,7 @@ def summary(said: Said, foreign: Said | None) -> dict[str, Any]:
     if foreign is not None:
         found["auroc"] = auroc(_largest(said), _largest(foreign))
         found["foreign_forces_mae_meV_per_A"] = 1e3 * mae(foreign.errors.error)
-        found["foreign_coverage_90"] = coverage(_confidence(foreign.errors), 0.9)
+        found["foreign_coverage_90"] = coverage(foreign.errors.confidence, 0.9)
     return found
 
 
@@ -343,9 +335,7 @@ def data_efficiency(
                         "n_train": n_frames,
                         "variant": variant,
                         "forces_mae_meV_per_A": 1e3 * mae(said.errors.error),
-                        "forces_nll": said.errors.law.nll(
-                            said.errors.error, said.errors.covariance
-                        ),
+                        "forces_nll": said.errors.nll,
                     }
                 )
     return found
@@ -353,7 +343,7 @@ def data_efficiency(
 
 COLUMNS = {
     "forces_mae_meV_per_A": ("force MAE, meV/Å", ".1f"),
-    "calibration_error": ("CE", ".3f"),
+    "miscalibration_area": ("miscalibration area", ".3f"),
     "forces_nll": ("NLL, nats", ".2f"),
     "energy_score_meV_per_A": ("energy score, meV/Å", ".1f"),
     "spearman": ("Spearman, epistemic", ".2f"),

@@ -21,7 +21,7 @@ from ase_bayesmlip.evaluation import (
     force_errors,
 )
 from ase_bayesmlip.evaluation.detection import FRAME_SCORES, frame_scores
-from ase_bayesmlip.evaluation.estimates import confidence_of, energy_numbers, force_numbers
+from ase_bayesmlip.evaluation.estimates import energy_numbers, force_numbers
 
 N = 4000
 
@@ -146,12 +146,13 @@ def test_law_follows_from_what_the_results_hold():
     few = dataclasses.replace(spread, n_members=5)
     assert [(law.name, law.n_members) for law in laws(few)] == [("hotelling", 5)] * 2
     three = dataclasses.replace(spread, n_members=3)
-    assert laws(three)[0].name == "hotelling"
-    assert laws(three)[1] is None
-    assert "4 members or more" in force_errors(three).why_no_law
+    assert [law.name for law in laws(three)] == ["hotelling", "spherical"]
+    one = dataclasses.replace(spread, n_members=1)
+    assert laws(one) == (None, None)
+    assert "1 member(s) have no spread" in force_errors(one).why_no_law
     drawn = dataclasses.replace(spread, n_draws=8)
-    assert laws(drawn)[0].name == "gaussian"
-    assert laws(drawn)[1] is None
+    assert [(law.name, law.n_draws) for law in laws(drawn)] == [("gaussian", 0), ("hotelling", 8)]
+    assert laws(dataclasses.replace(spread, n_draws=2))[1].name == "spherical"
     # With a noise part the number of members does not matter.
     assert laws(dataclasses.replace(comparison, n_members=3))[1].name == "gaussian"
     evidential = changed(comparison, forces_dof=lambda r: np.arange(n) + 5.0)
@@ -214,7 +215,7 @@ def test_numbers_are_those_of_metrics():
     size = np.linalg.norm(error, axis=1)
     per_atom = energies.error[:, 0] / 6
     deviation = np.sqrt(energies.covariance[:, 0, 0]) / 6
-    inside = confidence_of(forces)
+    inside = forces.confidence
     expected = {
         "forces_rmse_meV_per_A": 1e3 * metrics.rmse(error),
         "forces_mae_meV_per_A": 1e3 * metrics.mae(error),
@@ -246,7 +247,7 @@ def test_intervals_are_those_of_resampled_frames():
     both = Comparison([*small.frames, *large.frames], [*small.results, *large.results])
     errors = force_errors(both)
     found = force_numbers(errors, quick(n_resamples=80))
-    confidence = confidence_of(errors)
+    confidence = errors.confidence
     for name, statistic in {
         "forces_rmse_meV_per_A": lambda chosen: 1e3 * metrics.rmse(errors.error[chosen]),
         "calibration_error_forces": lambda chosen: metrics.calibration_error(confidence[chosen]),
@@ -378,9 +379,10 @@ def test_models_without_error_bars_have_errors_alone():
     assert any("the model states no forces_cov" in note for note in evaluation.notes)
 
 
-def test_three_members_have_no_law_and_it_is_said():
+def test_three_members_are_judged_by_spheres():
+    """Their matrices have no inverse; the errors here are those of members in all directions."""
     generator = np.random.default_rng(0)
-    frames = make_comparison(6).frames
+    frames = make_comparison(150).frames
     results = []
     for frame in frames:
         forces = frame.forces + 0.1 * generator.standard_normal((3, len(frame.atoms), 3))
@@ -388,11 +390,11 @@ def test_three_members_have_no_law_and_it_is_said():
     evaluation = evaluate(Comparison(frames, results, n_members=3), bootstrap=quick())
     numbers = evaluation.test.numbers
     assert evaluation.to_json()["law_energy"] == "hotelling"
-    assert evaluation.to_json()["law_forces"] is None
-    assert "coverage_90_energy" in numbers
-    assert "energy_score_forces" in numbers  # needs no inverse
-    assert not {"forces_nll", "coverage_90_forces", "calibration_error_forces"} & numbers.keys()
-    assert any("4 members or more would be needed" in note for note in evaluation.notes)
+    assert evaluation.to_json()["law_forces"] == "spherical"
+    assert evaluation.notes == []
+    assert numbers["energy_score_forces"].value > 0  # needs no inverse
+    # The label is the centre here, not one more draw: its error is a third, not four thirds.
+    assert numbers["coverage_90_forces"].value > 0.97
 
 
 def test_another_zero_of_energy_is_noticed():
