@@ -63,17 +63,23 @@ def read_structures(path: Path, index: slice) -> list[tuple[int, Atoms]]:
         word (`extxyz_text`).
     """
     check_is_file(path)
+    frames: list[Atoms] = []
     try:
         with _decompressed(path) as plain:
             kind = filetype(str(plain), guess=False)
             if kind == "extxyz":
                 _check_text(plain, path, index)
-            frames = ase.io.read(plain, index=":", format=kind, do_not_split_by_at_sign=True)
+            # One by one, so that an error can say where it is.
+            for atoms in ase.io.iread(plain, ":", format=kind, do_not_split_by_at_sign=True):
+                frames.append(atoms)
     except DataError:
         raise
     except Exception as error:
         # Readers of a hundred formats raise whatever comes first: a traceback helps nobody.
-        raise DataError(f"{path}: ASE cannot read it ({type(error).__name__}: {error})") from error
+        where = f", after frame {len(frames) - 1}" if frames else ""
+        raise DataError(
+            f"{path}: ASE cannot read it{where} ({type(error).__name__}: {error})"
+        ) from error
     return list(enumerate(frames))[index]
 
 

@@ -1,0 +1,174 @@
+"""The one door: what the calculator refuses is refused in every file, before there is a model."""
+
+import io
+import re
+import time
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+
+from ase_bayesmlip.cli.main import main
+from ase_bayesmlip.structures.labelled import read_frames
+from ase_bayesmlip.structures.partly_labelled import read_evaluation_frames
+from ase_bayesmlip.structures.reading import DataError, read_structures, split_slice
+
+DATA = Path(__file__).parents[3] / "data"
+
+
+def written(atoms: Atoms) -> str:
+    """A frame with labels as text."""
+    atoms.info["REF_energy"] = -1.0
+    atoms.arrays["REF_forces"] = np.zeros((len(atoms), 3))
+    text = io.StringIO()
+    ase.io.write(text, atoms, format="extxyz")
+    return text.getvalue()
+
+
+def changed(old: str, new: str, atoms: Atoms | None = None) -> str:
+    text = written(bulk("Cu", cubic=True) if atoms is None else atoms)
+    assert re.search(old, text)
+    return re.sub(old, new, text)
+
+
+def moved(k: int, to) -> str:
+    atoms = bulk("Cu", cubic=True)
+    atoms.positions[k] = to
+    return written(atoms)
+
+
+LATTICE = r'Lattice="[^"]*"'
+BROKEN = {
+    "pbc without a lattice": (changed(LATTICE, ""), "no volume"),
+    "a lattice of zeros": (changed(LATTICE, 'Lattice="0 0 0 0 0 0 0 0 0"'), "no volume"),
+    "a flat lattice": (changed(LATTICE, 'Lattice="3 0 0 6 0 0 0 0 3"'), "no volume"),
+    "one vector of three": (changed(LATTICE, 'Lattice="3.6 0 0 0 0 0 0 0 0"'), "no volume"),
+    "a lattice with nan": (changed(LATTICE, 'Lattice="nan 0 0 0 3 0 0 0 3"'), "cell is not finite"),
+    "an infinite lattice": (changed(LATTICE, 'Lattice="inf 0 0 0 3 0 0 0 3"'), "cell is not fin"),
+    "a lattice in lower case": (changed("Lattice", "lattice"), "'lattice' is no name"),
+    "pbc in upper case": (changed("pbc=.*", 'PBC="T F T"'), "'PBC' is no name"),
+    "two atoms at one place": (moved(1, [0, 0, 0]), r"atoms 0 and 1 overlap: they are 0\.000 Å"),
+    "two atoms through a face": (moved(1, [0, 3.6, -3.65]), r"atoms 0 and 1 overlap.*0\.0"),
+    "no positions": (changed(":pos:R:3", ":xyz:R:3"), "no column of positions"),
+    "a position that is nan": (
+        moved(2, [0, np.nan, 0]),
+        r"atoms \[2\] are not finite",
+    ),
+    "no atoms": (changed(r"4\n(.*\n)(.*\n)*", r"0\n\1"), "no atoms"),
+    "a ghost atom": (changed("Cu  ", "X   "), r"atomic number 0"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_every_reader_refuses(tmp_path, what):
+    text, message = BROKEN[what]
+    path = tmp_path / "a.extxyz"
+    path.write_text(written(bulk("Cu", cubic=True)) + text)
+    for read in (read_frames, read_evaluation_frames):
+        with pytest.raises(DataError, match=rf"a\.extxyz#1: .*{message}"):
+            read(str(path))
+        assert len(read(f"{path}@:1")) == 1
+
+
+CONFIG = """
+data:
+  train: {train}
+  valid: {valid}
+  calibration: {calibration}
+posterior: {{kind: point}}
+"""
+
+
+def test_each_command_refuses_before_there_is_a_model(tmp_path, capsys):
+    """Bad training, validation and calibration frames; `evaluate`, its --ood, and `calibrate`."""
+    bad, good = tmp_path / "bad.extxyz", str(DATA / "ethanol_valid.extxyz")
+    model = str(DATA / "ethanol_ensemble.pt")
+    bad.write_text(BROKEN["two atoms at one place"][0])
+    commands = []
+    for k, name in enumerate(("train", "valid", "calibration")):
+        files = dict.fromkeys(("train", "valid", "calibration"), f"{good}@:3")
+        path = tmp_path / f"{k}.yaml"
+        path.write_text(CONFIG.format(**{**files, name: bad}))
+        commands.append(["train", str(path), "--out", str(tmp_path / "run"), "--quiet"])
+    commands += [
+        ["evaluate", model, str(bad)],
+        ["evaluate", model, f"{good}@:3", "--ood", str(bad)],
+        ["calibrate", model, str(bad), "-o", str(tmp_path / "out.pt")],
+    ]
+    for command in commands:
+        start = time.process_time()
+        assert main(command) == 2
+        assert time.process_time() - start < 10.0  # with the import of torch; a model takes longer
+        assert "bad.extxyz#0: atoms 0 and 1 overlap" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_npz_passes_the_same_door(tmp_path):
+    water = molecule("H2O")
+    positions = np.stack([water.positions] * 2)
+    arrays = {"R": positions, "E": np.zeros(2), "F": np.zeros((2, 3, 3))}
+    for z, spoil, message in (
+        ([8, 1, 1], 0.0, r"a\.npz#1: atoms 0 and 1 overlap"),
+        ([8, 0, 1], 0.1, r"a\.npz#0: .*atomic number 0"),
+        ([8, 1, 200], 0.1, r"a\.npz#0: .*atomic number 200"),
+        ([8.0, 1.0, 1.0], 0.1, "'z' must be one list of atomic numbers"),
+    ):
+        if spoil == 0.0:
+            positions[1, 1] = positions[1, 0]
+        else:
+            positions[1] = water.positions
+        np.savez(tmp_path / "a.npz", z=np.array(z), **arrays)
+        for read in (read_frames, read_evaluation_frames):
+            with pytest.raises(DataError, match=message):
+                read(str(tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize("name", ["E", "F"])
+@pytest.mark.parametrize("dtype", [bool, complex])
+def test_npz_labels_that_cannot_be_meant(tmp_path, name, dtype):
+    arrays = {"R": molecule("H2O").positions[None], "E": np.zeros(1), "F": np.zeros((1, 3, 3))}
+    arrays[name] = arrays[name].astype(dtype)
+    np.savez(tmp_path / "a.npz", z=np.array([8, 1, 1]), **arrays)
+    with pytest.raises(DataError, match=rf"a\.npz#0: '{name}'"):
+        read_frames(str(tmp_path / "a.npz"))
+
+
+def test_frames_of_one_atom_are_read(tmp_path):
+    path = tmp_path / "a.extxyz"
+    path.write_text(written(Atoms("H")) + written(bulk("Cu")))
+    assert [len(frame.atoms) for frame in read_frames(str(path))] == [1, 1]
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["folder", "folder.npz", "folder.extxyz@0:3"])
+def test_a_folder_in_the_place_of_a_file(tmp_path, name):
+    (tmp_path / name.partition("@")[0]).mkdir()
+    with pytest.raises(DataError, match=r"folder.* is a folder; give the files in it"):
+        read_frames(str(tmp_path / name))
+
+
+def test_a_step_of_zero(tmp_path):
+    with pytest.raises(DataError, match=r"a\.extxyz@::0: '::0' is no slice such as 0:450"):
+        split_slice(f"{tmp_path}/a.extxyz@::0")
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"\x1f\x8b\x08broken", b"", b"nothing\n"])
+@pytest.mark.parametrize("name", ["a.xyz", "a.traj", "a.db", "a.json", "a.cif", "a", "a.xyz.gz"])
+def test_unreadable_content(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=re.escape(str(path))):
+        read_frames(str(path))
+
+
+def test_an_unreadable_frame_says_where_it_is(tmp_path):
+    path = tmp_path / "a.extxyz"
+    good = written(bulk("Cu", cubic=True))
+    path.write_text(good + good + good.replace("0.00000000", "0.0000oooo"))
+    with pytest.raises(DataError, match=r"a\.extxyz: ASE cannot read it, after frame 1 .*could"):
+        read_structures(path, slice(None))

@@ -1,0 +1,76 @@
+"""The line at the start of a training."""
+
+import logging
+
+import ase.io
+import numpy as np
+import pytest
+from ase.build import bulk
+from tiny import DATA, tiny_config
+
+from ase_bayesmlip.cli.main import main
+from ase_bayesmlip.structures.reading import DataError
+from ase_bayesmlip.training.announcement import announce, describe
+from ase_bayesmlip.training.data import load_training_data
+
+
+def line(**data) -> str:
+    config = tiny_config(data=data)
+    return describe(config, load_training_data(config))
+
+
+def test_what_it_says():
+    text = line(calibration=f"{DATA}/ethanol_calib.extxyz@:19")
+    assert text.startswith("7 training and 3 validation frames; labels: energy 10 of 10, forces")
+    assert (
+        "forces 10 of 10, stress 0 of 10; elements: H, C, O; reference energies: given in" in text
+    )
+    assert text.endswith("19 calibration frames: false alarms down to 0.05 a frame")
+    assert "\n" not in text
+
+
+def test_without_calibration_frames_and_with_fitted_references():
+    text = line(reference_energies="fit")
+    assert "reference energies: fitted to the training frames; no calibration frames" in text
+    given = line(reference_energies={"H": -10.0, "C": -1000.0, "O": -2000.0})
+    assert "reference energies: given in the configuration" in given
+
+
+def test_frames_with_stress_are_counted(tmp_path):
+    frames = []
+    for k in range(4):
+        atoms = bulk("Cu", cubic=True)
+        atoms.positions[0, 0] += 0.1 * (k + 1)
+        atoms.info = {"REF_energy": -1.0} | ({"S": 0.1 * np.eye(3)} if k % 3 else {})
+        atoms.arrays["REF_forces"] = np.ones((4, 3))
+        frames.append(atoms)
+    path = tmp_path / "a.extxyz"
+    ase.io.write(path, frames)
+    settings = {"train": f"{path}@:2", "valid": f"{path}@2:", "keys": {"stress": "S"}}
+    assert "stress 2 of 4; elements: Cu;" in line(reference_energies="fit", **settings)
+
+
+def test_bad_calibration_frames_are_found_before_the_training():
+    config = tiny_config(data={"calibration": f"{DATA}/ethanol_calib.extxyz@900:"})
+    data = load_training_data(config)
+    with pytest.raises(DataError, match="no labelled frames"):
+        announce(config, data)
+
+
+def test_the_library_is_silent_and_the_command_is_not(tmp_path, capsys):
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        f"data: {{train: {DATA}/ethanol_valid.extxyz@:4, valid: {DATA}/ethanol_valid.extxyz@4:6}}\n"
+        "model: {cutoff: 2.5, n_layers: 1, hidden_irreps: 2x0e + 2x1o, radial_hidden: [4],\n"
+        "  readout_hidden: 4}\n"
+        "training: {epochs: 1}\nposterior: {kind: point}\n"
+    )
+    config = tiny_config()
+    announce(config, load_training_data(config))
+    assert capsys.readouterr() == ("", "")
+    for more in ([], ["--resume"]):
+        assert main(["train", str(path), "--out", str(tmp_path / "run"), "--quiet", *more]) == 0
+        first, last = capsys.readouterr().out.splitlines()
+        assert first.startswith("4 training and 2 validation frames; labels: energy 6 of 6")
+        assert last.startswith("trained; next")
+    assert not logging.getLogger("ase_bayesmlip").handlers
