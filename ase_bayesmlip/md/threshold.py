@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.data import covalent_radii
-from ase.neighborlist import neighbor_list
 
 from ase_bayesmlip.md.events import UncertaintyWarning
 
@@ -226,15 +225,25 @@ def close_contact(atoms: Atoms, ratio: float) -> str:
     -------
     str
         Empty when there is no such pair. Periodic images are taken into account.
+
+    Raises
+    ------
+    ValueError
+        If the structure is beyond a search for neighbours, see `structures.compact`.
     """
     radii = ratio * covalent_radii[atoms.numbers]
     if not atoms.pbc.any() and len(atoms) <= _ALL_PAIRS_LIMIT:
         first, second = np.triu_indices(len(atoms), k=1)
         distances = np.linalg.norm(atoms.positions[first] - atoms.positions[second], axis=1)
-        close = np.flatnonzero(distances < radii[first] + radii[second])
-        first, second, distances = first[close], second[close], distances[close]
     else:
-        first, second, distances = neighbor_list("ijd", atoms, radii)
+        # Not at the top: it brings torch, which reading a log does not need.
+        from ase_bayesmlip.structures.neighbors import NeighborList
+
+        nearby = NeighborList(2.0 * float(radii.max(initial=0.1)), skin=0.0)
+        (first, second), _, squared = nearby.measured(atoms)
+        distances = np.sqrt(squared)
+    close = np.flatnonzero(distances < radii[first] + radii[second])
+    first, second, distances = first[close], second[close], distances[close]
     if len(distances) == 0:
         return ""
     nearest = int(np.argmin(distances))
@@ -262,8 +271,11 @@ class ContactWatch:
         self._free = 0.0
 
     def __call__(self, atoms: Atoms, ratio: float) -> str:
-        """What `close_contact` says."""
-        return close_contact(atoms, ratio) if self._suspects(atoms, ratio) else ""
+        """What `close_contact` says, or why there can be no search for contacts."""
+        try:
+            return close_contact(atoms, ratio) if self._suspects(atoms, ratio) else ""
+        except ValueError as error:
+            return str(error)
 
     def _suspects(self, atoms: Atoms, ratio: float) -> bool:
         arrays = (atoms.numbers, atoms.cell.array, atoms.pbc)
@@ -286,8 +298,7 @@ class ContactWatch:
         radii = (1 + 1e-9) * ratio * covalent_radii[atoms.numbers]
         cutoff = 2 * radii.max(initial=0.0) + _CONTACT_GAP
         if self._neighbors is None or self._neighbors.cutoff < cutoff:
-            # Not at the top: it brings torch, which reading a log does not need.
-            from ase_bayesmlip.structures.neighbors import NeighborList
+            from ase_bayesmlip.structures.neighbors import NeighborList  # see `close_contact`
 
             self._neighbors = NeighborList(cutoff, _CONTACT_SKIN)
         (first, second), _, squared = self._neighbors.measured(atoms)

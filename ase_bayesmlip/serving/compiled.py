@@ -70,8 +70,9 @@ def _atom_inputs(graph: AtomicGraph, device: torch.device) -> tuple[Tensor, ...]
 
 
 def _on_device(items: Iterable[Tensor], device: torch.device) -> tuple[Tensor, ...]:
+    """What enters a program: it reads memory in order and takes no notice of strides."""
     return tuple(
-        item.to(device, torch.float64 if item.is_floating_point() else torch.int64)
+        item.to(device, torch.float64 if item.is_floating_point() else torch.int64).contiguous()
         for item in items
     )
 

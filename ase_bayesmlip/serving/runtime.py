@@ -90,7 +90,7 @@ class LoadedModel:
 
 
 def _prepared(graph: AtomicGraph, device: torch.device) -> AtomicGraph:
-    """A copy on the device that gradients may be taken of, whatever mode made the original.
+    """A contiguous copy on the device that gradients may be taken of, whatever made the original.
 
     Coordinates stay in float64; a float32 model rounds the differences it takes of them.
     """
@@ -99,7 +99,10 @@ def _prepared(graph: AtomicGraph, device: torch.device) -> AtomicGraph:
         name: value
         if name == "n_graphs"
         else value.to(
-            device=device, dtype=torch.float64 if name in floating else torch.int64, copy=True
+            device=device,
+            dtype=torch.float64 if name in floating else torch.int64,
+            copy=True,
+            memory_format=torch.contiguous_format,
         )
         for name, value in graph._asdict().items()
     }

@@ -8,6 +8,7 @@ import vesin
 from ase import Atoms
 
 from ase_bayesmlip.graph import AtomicGraph
+from ase_bayesmlip.structures.compact import compact
 
 
 def neighbor_edges(
@@ -23,6 +24,7 @@ def neighbor_edges(
     ----------
     positions : ndarray, (n_atoms, 3), Å
     cell : ndarray, (3, 3), Å, rows are lattice vectors
+        Rows of open directions are not used.
     pbc : ndarray of bool, (3,)
     cutoff : float, Å
 
@@ -31,19 +33,30 @@ def neighbor_edges(
     edge_index : ndarray of int64, (2, n_edges)
     edge_shift : ndarray of int64, (n_edges, 3)
         Lattice translation of the neighbour.
+
+    Raises
+    ------
+    ValueError
+        Before the search, for a structure that it could not take, see `compact`.
     """
+    if len(positions) == 0:
+        return np.zeros((2, 0), dtype=np.int64), np.zeros((0, 3), dtype=np.int64)
+    points, box, image = compact(positions, cell, pbc, cutoff)
     search = vesin.NeighborList(cutoff=cutoff, full_list=False)
     pairs, shift = search.compute(
-        points=np.ascontiguousarray(positions, dtype=np.float64),
-        box=np.ascontiguousarray(cell, dtype=np.float64),
-        periodic=[bool(periodic) for periodic in pbc],
+        points=np.ascontiguousarray(points),
+        box=np.ascontiguousarray(box),
+        periodic=True,
         quantities="PS",
     )
+    shift = shift + image.take(pairs[:, 0], axis=0) - image.take(pairs[:, 1], axis=0)
     pairs = np.concatenate([pairs, pairs[:, ::-1]]).T
     shift = np.concatenate([shift, -shift])
     # Numbers of 16 bits are sorted digit by digit, several times faster than wide ones.
     narrow = pairs.astype(np.min_scalar_type(len(positions)))
-    order = np.lexsort((*shift.T[::-1].astype(np.int16), *narrow[::-1]))
+    fits = np.abs(shift).max(initial=0) <= np.iinfo(np.int16).max
+    narrow_shift = shift.astype(np.int16 if fits else np.int64)
+    order = np.lexsort((*narrow_shift.T[::-1], *narrow[::-1]))
     edge_index = pairs.take(order, axis=1).astype(np.int64)
     return edge_index, shift.take(order, axis=0).astype(np.int64)
 
@@ -161,28 +174,35 @@ def complete_cell(atoms: Atoms) -> np.ndarray:
     vectors to place its images; the filled ones carry no periodicity.
     """
     if atoms.pbc.any() and not has_lattice(atoms):
-        return np.asarray(atoms.cell.complete().array, dtype=np.float64)
-    return np.asarray(atoms.cell.array, dtype=np.float64)
+        return _in_rows(atoms.cell.complete().array)
+    return _in_rows(atoms.cell.array)
 
 
-def graph_of(atoms: Atoms, cutoff: float, dtype: torch.dtype = torch.float64) -> AtomicGraph:
+def _in_rows(values: np.ndarray, dtype: type = np.float64) -> np.ndarray:
+    """A copy whose rows follow each other in memory: `Cell.complete` gives columns for a wire."""
+    return np.array(values, dtype=dtype, order="C")
+
+
+def graph_of(atoms: Atoms, cutoff: float) -> AtomicGraph:
     """A structure with its neighbours within the cutoff, found afresh, on the CPU."""
     edges = neighbor_edges(atoms.positions, complete_cell(atoms), atoms.pbc, cutoff)
-    return atomic_graph(atoms, edges, dtype)
+    return atomic_graph(atoms, edges)
 
 
-def atomic_graph(
-    atoms: Atoms, edges: tuple[np.ndarray, np.ndarray], dtype: torch.dtype = torch.float64
-) -> AtomicGraph:
-    """One structure and its edges as an `AtomicGraph` on the CPU."""
+def atomic_graph(atoms: Atoms, edges: tuple[np.ndarray, np.ndarray]) -> AtomicGraph:
+    """One structure and its edges as an `AtomicGraph` on the CPU.
+
+    Always in float64: a network of less precision rounds the differences of coordinates, not the
+    coordinates, which may be far from the origin.
+    """
     edge_index, edge_shift = edges
     # Copied and converted by numpy, whose calls cost a fraction of torch's.
     return AtomicGraph(
-        positions=torch.from_numpy(atoms.positions.astype(np.float64)).to(dtype),
-        atomic_numbers=torch.from_numpy(atoms.numbers.astype(np.int64)),
-        cell=torch.from_numpy(complete_cell(atoms)[None].astype(np.float64)).to(dtype),
+        positions=torch.from_numpy(_in_rows(atoms.positions)),
+        atomic_numbers=torch.from_numpy(_in_rows(atoms.numbers, np.int64)),
+        cell=torch.from_numpy(complete_cell(atoms)[None]),
         edge_index=torch.from_numpy(edge_index),
-        edge_shift=torch.from_numpy(edge_shift.astype(np.float64)).to(dtype),
+        edge_shift=torch.from_numpy(_in_rows(edge_shift)),
         batch=torch.from_numpy(np.zeros(len(atoms), dtype=np.int64)),
         n_graphs=1,
     )

@@ -49,6 +49,9 @@ class Labels(NamedTuple):
 class GraphDataset:
     """Frames as graphs with labels, neighbour lists found once.
 
+    Coordinates are in float64 whatever the dtype of the potential, which rounds the differences
+    it takes of them; labels are in the dtype.
+
     Raises
     ------
     DataError
@@ -94,7 +97,7 @@ def _item(
     device: torch.device,
 ) -> tuple[AtomicGraph, Labels]:
     atoms = frame.atoms
-    graph = graph_of(atoms, cutoff, dtype)
+    graph = graph_to(graph_of(atoms, cutoff), device, torch.float64)
     offset = sum(references[int(z)] for z in atoms.numbers)
     stress = np.zeros((3, 3)) if frame.stress is None else frame.stress
     labels = Labels(
@@ -104,7 +107,7 @@ def _item(
         has_stress=torch.tensor([frame.stress is not None]),
         n_atoms=torch.tensor([len(atoms)], dtype=dtype),
     )
-    return graph_to(graph, device, dtype), Labels(*(field.to(device) for field in labels))
+    return graph, Labels(*(field.to(device) for field in labels))
 
 
 @contextmanager

@@ -56,11 +56,15 @@ def evaluate(potential: nn.Module, graph: AtomicGraph, stress: bool, create_grap
 def outputs_of(
     output: MemberOutput, leaves: list[Tensor], graph: AtomicGraph, create_graph: bool
 ) -> Outputs:
-    """Energies to forces, and to stress if the leaves are positions and strain."""
+    """Energies to forces, and to stress if the leaves are positions and strain.
+
+    The leaves are in float64; forces and stress have the precision of the potential.
+    """
     energies = output.atomic_energies[0]
     slopes = gradients(energies.sum(), leaves, create_graph)
-    stress = len(leaves) > 1
-    sigma = stress_from_strain_gradient(slopes[1], graph.cell) if stress else None
+    sigma = None
+    if len(leaves) > 1:
+        sigma = stress_from_strain_gradient(slopes[1], graph.cell).to(energies.dtype)
     variance, covariance = all_as_noise(output)
     energy_var = None
     if variance is not None:
@@ -70,7 +74,7 @@ def outputs_of(
             energy_var = energy_var + (common**2).sum(dim=0)
     return Outputs(
         energy=sum_by_graph(energies, graph.batch, graph.n_graphs),
-        forces=-slopes[0],
+        forces=-slopes[0].to(energies.dtype),
         stress=sigma,
         energy_var=energy_var,
         forces_cov=None if covariance is None else covariance[0],
