@@ -61,7 +61,6 @@ def run_demo(out: Path, progress: bool = True) -> str:
     from ase_bayesmlip.md import simulation
     from ase_bayesmlip.report import monitored_md_figure, read_log
 
-    reference = simulation.reference_calculator("gfn2")
     data = files("ase_bayesmlip.data")
     with as_file(data / MODEL) as path:
         calculator = BayesianCalculator(path)
@@ -78,7 +77,7 @@ def run_demo(out: Path, progress: bool = True) -> str:
         seed=1,
     )
     run = simulation.run_simulation(
-        atoms, calculator, config, out, reference, progress=progress, overwrite=True
+        atoms, calculator, config, out, "gfn2", progress=progress, overwrite=True
     )
     log = read_log(out / simulation.LOG)
     hot_from = N_COLD * TIME_STEP_FS
@@ -92,7 +91,7 @@ def run_demo(out: Path, progress: bool = True) -> str:
 
 
 def _summary(log: dict[str, np.ndarray], out: Path, figure: Path, n_members: int) -> str:
-    from ase_bayesmlip.md.simulation import LOG, RECALCULATED, TRAJECTORY
+    from ase_bayesmlip.md.run_folder import LOG, RECALCULATED, TRAJECTORY
 
     hot = log["step"] > N_COLD
     known = np.isfinite(log["force_rmse"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--interval", type=int, default=1, help="observe every so many steps")
     parser.add_argument("--action", choices=["continue", "stop", "rewind"], default="continue")
-    parser.add_argument("--reference", help="gfn2, gfn1, emt or lj: recalculates flagged frames")
-    parser.add_argument(
-        "--continue-on-reference", action="store_true", help="integrate on its forces, too"
-    )
+    _add_reference(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", choices=["float32", "float64"])
@@ -50,17 +48,41 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
+def _add_reference(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--reference",
+        help="recalculates flagged frames: gfn2, gfn1, emt, lj, or package.module:factory, a "
+        "function without arguments that returns an ASE calculator",
+    )
+    parser.add_argument(
+        "--label-spacing",
+        type=_spacing,
+        metavar="FRAMES",
+        help="observed frames between two labels; default: the measured correlation time of the "
+        "scores ('correlation'), or 1 with --continue-on-reference",
+    )
+    parser.add_argument(
+        "--max-labels", type=int, default=100, help="most calls of the reference (default 100)"
+    )
+    parser.add_argument(
+        "--label-timeout-s", type=float, help="give up a label after so many seconds"
+    )
+    parser.add_argument(
+        "--continue-on-reference", action="store_true", help="integrate on its forces, too"
+    )
+
+
+def _spacing(text: str) -> str | int:
+    return int(text) if text.isdigit() else text
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Simulate, then summarise and draw."""
     import ase.io
 
     from ase_bayesmlip.calculator import BayesianCalculator
-    from ase_bayesmlip.md.simulation import (
-        LOG,
-        SimulationConfig,
-        reference_calculator,
-        run_simulation,
-    )
+    from ase_bayesmlip.md.run_folder import LOG
+    from ase_bayesmlip.md.simulation import SimulationConfig, run_simulation
 
     names = {field.name for field in dataclasses.fields(SimulationConfig)}
     given = {name: value for name, value in vars(arguments).items() if name in names}
@@ -71,13 +93,14 @@ def run(arguments: argparse.Namespace) -> None:
         raise FileNotFoundError(f"no structure file at {arguments.start}")
     if arguments.continue_on_reference and not arguments.reference:
         raise ValueError("--continue-on-reference needs --reference")
-    reference = reference_calculator(arguments.reference) if arguments.reference else None
+    if arguments.reference and ":" in arguments.reference and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # last, so that a file of the user's hides nothing
     summary = run_simulation(
         ase.io.read(arguments.start),  # type: ignore[arg-type]
         BayesianCalculator(arguments.model, arguments.device, arguments.dtype),
         config,
         arguments.out,
-        reference=reference,
+        reference=arguments.reference,
         progress=not arguments.quiet,
         overwrite=arguments.overwrite,
     )

@@ -11,10 +11,13 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ase import Atoms
 
 from ase_bayesmlip.md.events import Event, UncertaintyWarning, event_information
 from ase_bayesmlip.md.recalculate import Recalculate, ReferenceRecord
@@ -97,7 +100,8 @@ class LogCSV:
                     f"{', '.join(self.COLUMNS)}; choose another file or remove it"
                 )
             if not content.endswith(b"\n"):
-                self.path.write_bytes(content[: content.rindex(b"\n") + 1])
+                # Cut, not written again: whole rows are safe whatever happens meanwhile.
+                os.truncate(self.path, content.rindex(b"\n") + 1)
         self._ready = True
 
 
@@ -116,8 +120,12 @@ class WriteFrame:
 
     def on_frame(self, monitor: UncertaintyMonitor) -> None:
         """Find out before the first step whether frames can be written."""
+        self.check(monitor.atoms)
+
+    def check(self, atoms: Atoms) -> None:
+        """Try in memory, once, whether frames of these evaluated atoms can be written."""
         if not self._file.checked:
-            self._file.check(annotated_frame(monitor.atoms, monitor.atoms.calc.results))
+            self._file.check(annotated_frame(atoms, atoms.calc.results))
 
     def __call__(self, event: Event, monitor: UncertaintyMonitor) -> None:  # noqa: ARG002
         """Write one frame."""
@@ -141,6 +149,10 @@ class TrajectoryWriter:
         self.monitor = monitor
         self.path = Path(path)
         self._file = FrameFile(path)
+
+    def check(self, atoms: Atoms) -> None:
+        """Try in memory, once, whether frames of these evaluated atoms can be written."""
+        self._file.check(annotated_frame(atoms, atoms.calc.results))
 
     def __call__(self) -> None:
         """Write the present frame."""

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import BaseCalculator, PropertyNotImplementedError
+from ase.calculators.calculator import BaseCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from ase_bayesmlip.md.events import Event, UncertaintyWarning, event_information
 from ase_bayesmlip.md.integrator_state import refresh_forces
+from ase_bayesmlip.md.label_limits import limits_for
+from ase_bayesmlip.md.label_spacing import LabelSpacing
+from ase_bayesmlip.md.reference_process import ReferenceFailure, ReferenceProcess
+from ase_bayesmlip.md.references import (
+    Label,
+    checked_label,
+    evaluate,
+    packages_of,
+    reference_calculator,
+    reference_name,
+    refuse_partial_periodicity,
+)
 from ase_bayesmlip.structures.extxyz import LABEL_PREFIX, FrameFile, annotated_frame
 
 if TYPE_CHECKING:
@@ -76,39 +89,69 @@ LOGGED = (
 class Recalculate:
     """Evaluate a reference calculator on a copy of each uncertain frame.
 
-    Unphysical frames are never recalculated, whatever list the action stands in.
+    Unphysical frames are never recalculated, whatever list the action stands in. An answer counts
+    when it has the right shapes and types, is finite, and is within the limits; nothing is
+    broadcast. Whatever else the reference does goes through `on_error`.
 
     Parameters
     ----------
-    reference_calculator : ase Calculator
-        Must give energy and forces.
+    reference_calculator : Calculator or str
+        Must give energy and forces. A name is one that `references.reference_calculator` knows,
+        such as ``"gfn2"`` or ``"package.module:factory"``.
     path : path or None
         Extended XYZ file to append to. It can be used as training data as it is: ``REF_energy``,
         ``REF_forces`` and, for a periodic cell, ``REF_stress`` (9 numbers, eV/Å³); the prediction
-        and its uncertainties stand beside them as ``predicted_*``.
+        and its uncertainties stand beside them as ``predicted_*``, and ``reference`` names the
+        reference.
     continue_on_reference : bool
         Put the reference energy and forces (and stress, if known) into ``calc.results``, so that
         the next half-kick of the integrator uses them. The step that has just ended used the
         forces of the model. Per-atom energies and uncertainties remain those of the model.
     on_error : {"warn", "raise"}
-        A reference that fails, or answers with numbers that are not finite, is noted in `records`
-        and either warned about or raised.
+        A reference that fails, or answers with what cannot be meant, is noted in `records` and
+        either warned about or raised.
+    spacing : int or "correlation"
+        Observed frames from one label to the next, at least, see `LabelSpacing`. 1, the default,
+        labels every event: patience, cooldown and budget of the monitor decide.
+    max_labels : int or None
+        Largest number of calls of the reference.
+    timeout_s : float or None, s
+        For one label. The reference is then made and asked in a process of its own
+        (`ReferenceProcess`), which is killed when the time is over.
+    force_limit : float, "training" or None, eV/Å
+        Largest length of a reference force that is believed; see `training_limits` for what
+        follows from the training labels of the file. None for no limit.
+    energy_limit : (float, float), "training" or None, eV
+        Smallest and largest energy per atom that is believed, with the reference energies of the
+        file subtracted.
 
     Attributes
     ----------
     records : list of ReferenceRecord
+    plan : LabelSpacing
+        With the number of frames that were not labelled, and why.
     """
 
     def __init__(
         self,
-        reference_calculator: BaseCalculator,
+        reference_calculator: BaseCalculator | str,
         path: str | Path | None = None,
         continue_on_reference: bool = False,
         on_error: str = "warn",
+        *,
+        spacing: str | int = 1,
+        max_labels: int | None = None,
+        timeout_s: float | None = None,
+        force_limit: float | str | None = "training",
+        energy_limit: tuple[float, float] | str | None = "training",
     ) -> None:
         if on_error not in ("warn", "raise"):
             raise ValueError(f"on_error must be 'warn' or 'raise', not {on_error!r}")
-        self.reference_calculator = reference_calculator
+        self.plan = LabelSpacing(spacing, max_labels)
+        limits_for(None, force_limit, energy_limit)  # refuses what is none
+        self.force_limit, self.energy_limit = force_limit, energy_limit
+        self.name = reference_name(reference_calculator)
+        self._ask, self._packages = _asked(reference_calculator, timeout_s)
         self.path = None if path is None else Path(path)
         self._file = None if path is None else FrameFile(path)
         self.continue_on_reference = continue_on_reference
@@ -117,45 +160,46 @@ class Recalculate:
 
     def on_frame(self, monitor: UncertaintyMonitor) -> None:
         """Find out before the first step whether labelled frames can be written."""
+        self.check(monitor.atoms)
+
+    def refuse(self, atoms: Atoms) -> None:
+        """Raise `ValueError` for a structure of which no frame could be labelled."""
+        refuse_partial_periodicity(self._packages, atoms)
+
+    def check(self, atoms: Atoms) -> None:
+        """Try in memory, once, whether frames of these evaluated atoms can be written."""
         if self._file is not None and not self._file.checked:
-            results = monitor.atoms.calc.results
-            self._file.check(annotated_frame(monitor.atoms, results, prefix=PREDICTION_PREFIX))
+            results = atoms.calc.results
+            self._file.check(annotated_frame(atoms, results, prefix=PREDICTION_PREFIX))
 
     def __call__(self, event: Event, monitor: UncertaintyMonitor) -> None:
-        """Recalculate the frame of one event."""
+        """Recalculate the frame of one event, if it is due."""
         if event.kind != "uncertain":
             return
+        if not self.plan.is_due(monitor.n_observed, lambda: monitor.history.score):
+            return
         try:
-            reference = self._evaluate(event)
-        except Exception as error:
+            label = self._label(event.atoms, getattr(monitor.atoms.calc, "card", None))
+            record = compare(event, label)
+        except (Exception, SystemExit) as error:
             self._fail(event, error)
             return
-        record = compare(event, reference)
         self.records.append(record)
         monitor.note(**{name: getattr(record, name) for name in LOGGED})
         if self._file is not None:
-            self._file.append(labelled_frame(event, reference))
+            self._file.append(labelled_frame(event, label, self.name))
         moved = not np.array_equal(monitor.atoms.positions, event.atoms.positions)
         if self.continue_on_reference and not moved:
-            adopt_reference(monitor.atoms, monitor.dyn, reference)
+            adopt_reference(monitor.atoms, monitor.dyn, label)
 
-    def _evaluate(self, event: Event) -> dict[str, Any]:
-        atoms = event.atoms.copy()
-        atoms.calc = self.reference_calculator
-        reference: dict[str, Any] = {
-            "energy": float(atoms.get_potential_energy(apply_constraint=False)),
-            "forces": np.array(atoms.get_forces(apply_constraint=False)),
-        }
-        if atoms.pbc.all() and atoms.cell.rank == 3:
-            with contextlib.suppress(PropertyNotImplementedError):
-                reference["stress"] = atoms.get_stress(voigt=False, apply_constraint=False)
-        for name, value in reference.items():
-            if not np.isfinite(value).all():
-                raise ValueError(f"the reference {name} is not finite")
-        return reference
+    def _label(self, atoms: Atoms, card: Any) -> Label:
+        label = checked_label(self._ask(atoms), len(atoms))
+        limits_for(card, self.force_limit, self.energy_limit).check(label, atoms)
+        return label
 
-    def _fail(self, event: Event, error: Exception) -> None:
-        failure = f"{type(error).__name__}: {error}"
+    def _fail(self, event: Event, error: BaseException) -> None:
+        own = isinstance(error, ReferenceFailure)  # it names the error that it stands for
+        failure = str(error) if own else f"{type(error).__name__}: {error}"
         self.records.append(
             ReferenceRecord(event.step, event.time_fs, event.score, failure=failure)
         )
@@ -169,19 +213,30 @@ class Recalculate:
         )
 
 
-def compare(event: Event, reference: dict[str, Any]) -> ReferenceRecord:
+def _asked(
+    reference: BaseCalculator | str, timeout_s: float | None
+) -> tuple[Callable[[Atoms], dict[str, Any]], list[str]]:
+    """Function that asks a reference, in this process or in one of its own; its packages."""
+    if timeout_s is not None:
+        process = ReferenceProcess(reference, timeout_s)
+        return process.ask, process.packages
+    calculator = reference_calculator(reference) if isinstance(reference, str) else reference
+    return partial(evaluate, calculator), packages_of(calculator)
+
+
+def compare(event: Event, reference: Label) -> ReferenceRecord:
     """Errors, label - prediction, beside those that the prediction expected."""
     results = event.results
-    error = reference["forces"] - results["forces"]
+    error = reference.forces - results["forces"]
     lengths = np.linalg.norm(error, axis=1)
-    numbers = {
+    numbers: dict[str, Any] = {
         "energy": float(results.get("energy", np.nan)),
-        "reference_energy": reference["energy"],
+        "reference_energy": reference.energy,
         "energy_uncertainty": float(results.get("energy_uncertainty", np.nan)),
         "force_rmse": float(np.sqrt(np.mean(error**2))),
         "force_max_error": float(lengths.max()),
     }
-    numbers["energy_error"] = reference["energy"] - numbers["energy"]
+    numbers["energy_error"] = reference.energy - numbers["energy"]
     if "forces_cov" in results:
         traces = np.trace(results["forces_cov"], axis1=1, axis2=2)
         numbers["force_rms_uncertainty"] = float(np.sqrt(traces.mean() / 3))
@@ -189,24 +244,25 @@ def compare(event: Event, reference: dict[str, Any]) -> ReferenceRecord:
     return ReferenceRecord(event.step, event.time_fs, event.score, **numbers)
 
 
-def labelled_frame(event: Event, reference: dict[str, Any]) -> Atoms:
+def labelled_frame(event: Event, reference: Label, name: str) -> Atoms:
     """Copy the frame with reference labels (``REF_*``) and the prediction (``predicted_*``)."""
     frame = annotated_frame(event.atoms, event.results, prefix=PREDICTION_PREFIX)
     frame.info.update(event_information(event))
-    frame.info[f"{LABEL_PREFIX}energy"] = reference["energy"]
-    frame.arrays[f"{LABEL_PREFIX}forces"] = reference["forces"]
-    if "stress" in reference:
-        frame.info[f"{LABEL_PREFIX}stress"] = reference["stress"].ravel()
+    frame.info["reference"] = name
+    frame.info[f"{LABEL_PREFIX}energy"] = reference.energy
+    frame.arrays[f"{LABEL_PREFIX}forces"] = reference.forces
+    if reference.stress is not None:
+        frame.info[f"{LABEL_PREFIX}stress"] = reference.stress.ravel()
     return frame
 
 
-def adopt_reference(atoms: Atoms, dyn: Any, reference: dict[str, Any]) -> None:
+def adopt_reference(atoms: Atoms, dyn: Any, reference: Label) -> None:
     """Make the cached results of a frame those of the reference, for the integrator as well."""
     results = atoms.calc.results
-    results["energy"] = reference["energy"]
+    results["energy"] = reference.energy
     if "free_energy" in results:
-        results["free_energy"] = reference["energy"]
-    results["forces"] = reference["forces"].copy()
-    if "stress" in reference and "stress" in results:
-        results["stress"] = full_3x3_to_voigt_6_stress(reference["stress"])
+        results["free_energy"] = reference.energy
+    results["forces"] = reference.forces.copy()
+    if reference.stress is not None and "stress" in results:
+        results["stress"] = full_3x3_to_voigt_6_stress(reference.stress)
     refresh_forces(dyn)

@@ -28,15 +28,20 @@ from ase_bayesmlip.md.integrators import (
     set_temperature,
 )
 from ase_bayesmlip.md.monitor import Action, UncertaintyMonitor
+from ase_bayesmlip.md.references import reference_calculator as reference_calculator
+from ase_bayesmlip.md.run_folder import (
+    FLAGGED,
+    LOG,
+    RECALCULATED,
+    TRAJECTORY,
+    refuse_earlier_run,
+    replaced_run,
+)
 from ase_bayesmlip.md.summary import SimulationSummary, summarise
 from ase_bayesmlip.md.temperature import draw_velocities
 
-TRAJECTORY = "trajectory.extxyz"
-LOG = "monitor.csv"
-RECALCULATED = "recalculated.extxyz"
-FLAGGED = "flagged.extxyz"
-
-REFERENCES = ("gfn2", "gfn1", "emt", "lj")
+# Calls of the reference, at most, unless a run says otherwise.
+MAX_LABELS = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +75,13 @@ class SimulationConfig:
         Of a `CalibrationAlarm`, which warns; None for no alarm.
     continue_on_reference : bool
         Use the reference forces for the step after a recalculated frame.
+    label_spacing : "correlation", int or None
+        Observed frames from one label of the reference to the next, see `LabelSpacing`. None is
+        ``"correlation"``, or 1 with `continue_on_reference`.
+    max_labels : int or None
+        Largest number of calls of the reference.
+    label_timeout_s, force_limit, energy_limit
+        See `Recalculate`.
     seed : int
         Of the velocities, the thermostat and the rewinds.
     """
@@ -93,6 +105,11 @@ class SimulationConfig:
     upper_limit: float | None = None
     frames_between_false_alarms: float | None = None
     continue_on_reference: bool = False
+    label_spacing: str | int | None = None
+    max_labels: int | None = MAX_LABELS
+    label_timeout_s: float | None = None
+    force_limit: float | str | None = "training"
+    energy_limit: tuple[float, float] | str | None = "training"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -127,7 +144,7 @@ def run_simulation(
     calculator: BaseCalculator,
     config: SimulationConfig,
     out: str | Path,
-    reference: BaseCalculator | None = None,
+    reference: BaseCalculator | str | None = None,
     progress: bool = True,
     overwrite: bool = False,
 ) -> SimulationSummary:
@@ -145,12 +162,13 @@ def run_simulation(
     calculator : Calculator
         Gives energy, forces and the uncertainty that the score needs.
     out : path
-    reference : Calculator or None
-        Recalculates uncertain frames.
+    reference : Calculator, str or None
+        Recalculates uncertain frames; a name is one of `reference_calculator`.
     progress : bool
         Show a progress bar on stderr.
     overwrite : bool
-        Replace the files of an earlier run in `out`.
+        Replace the files of an earlier run in `out`. They are moved aside when everything that can
+        be checked has been, and deleted when the new run has come to its end.
 
     Raises
     ------
@@ -161,7 +179,7 @@ def run_simulation(
         the simulation has exploded, ends the run with a reason in the summary.
     """
     out = Path(out)
-    _prepare_folder(out, overwrite)
+    refuse_earlier_run(out, overwrite)
     velocities_rng, thermostat_rng, rewind_rng = np.random.default_rng(config.seed).spawn(3)
     atoms = atoms.copy()
     atoms.info.clear()  # notes on the start structure are not true of the frames that follow
@@ -178,8 +196,35 @@ def run_simulation(
         generator=thermostat_rng,
     )
     recalculate, rewind, actions = _actions(config, out, reference, rewind_rng)
+    if recalculate is not None:
+        recalculate.refuse(atoms)
+    monitor = _monitor(dyn, config, actions, out)
+    writer = TrajectoryWriter(monitor, out / TRAJECTORY)
+    dyn.attach(monitor, interval=config.interval)
+    dyn.attach(writer, interval=config.trajectory_interval)
+    out.mkdir(parents=True, exist_ok=True)
+    for file in (writer, *actions):
+        if hasattr(file, "check"):
+            file.check(atoms)
+    started = time.perf_counter()
+    with replaced_run(out) as replacement:
+        stop_reason = _drive(dyn, monitor, config, progress)
+        replacement.finished = stop_reason == monitor.stop_reason
+    return summarise(
+        monitor,
+        recalculate,
+        rewind.rewinds if rewind else [],
+        stop_reason=stop_reason,
+        wall_s=time.perf_counter() - started,
+        out=out,
+    )
+
+
+def _monitor(
+    dyn: MolecularDynamics, config: SimulationConfig, actions: list[Action], out: Path
+) -> UncertaintyMonitor:
     every = config.frames_between_false_alarms
-    monitor = UncertaintyMonitor(
+    return UncertaintyMonitor(
         dyn,
         score=config.score,
         threshold=config.threshold,
@@ -193,55 +238,12 @@ def run_simulation(
         on_budget=config.on_budget,
         upper_limit=config.upper_limit,
     )
-    dyn.attach(monitor, interval=config.interval)
-    dyn.attach(TrajectoryWriter(monitor, out / TRAJECTORY), interval=config.trajectory_interval)
-    started = time.perf_counter()
-    stop_reason = _drive(dyn, monitor, config, progress)
-    return summarise(
-        monitor,
-        recalculate.records if recalculate else [],
-        rewind.rewinds if rewind else [],
-        stop_reason=stop_reason,
-        wall_s=time.perf_counter() - started,
-        out=out,
-    )
-
-
-def reference_calculator(name: str) -> BaseCalculator:
-    """Build a reference calculator by name: ``"gfn2"``, ``"gfn1"``, ``"emt"`` or ``"lj"``.
-
-    Raises
-    ------
-    ImportError
-        If tblite, which the first two need, is not installed.
-    ValueError
-        If the name is unknown.
-    """
-    match name.lower():
-        case "gfn2" | "gfn1":
-            try:
-                from tblite.ase import TBLite
-            except ImportError as error:
-                raise ImportError(
-                    f"reference {name!r} needs tblite: pip install 'ase-bayesmlip[demo]'"
-                ) from error
-            # Tighter than tblite's default, whose noise in the forces shows in a training set.
-            return TBLite(method=f"{name.upper()}-xTB", accuracy=0.01, verbosity=0)
-        case "emt":
-            from ase.calculators.emt import EMT
-
-            return EMT()
-        case "lj":
-            from ase.calculators.lj import LennardJones
-
-            return LennardJones()
-    raise ValueError(f"unknown reference calculator {name!r}; known: {', '.join(REFERENCES)}")
 
 
 def _actions(
     config: SimulationConfig,
     out: Path,
-    reference: BaseCalculator | None,
+    reference: BaseCalculator | str | None,
     generator: np.random.Generator,
 ) -> tuple[Recalculate | None, Rewind | None, list[Action]]:
     recalculate = rewind = None
@@ -249,7 +251,17 @@ def _actions(
     if reference is None:
         actions.append(WriteFrame(out / FLAGGED))
     else:
-        recalculate = Recalculate(reference, out / RECALCULATED, config.continue_on_reference)
+        every_event = 1 if config.continue_on_reference else "correlation"
+        recalculate = Recalculate(
+            reference,
+            out / RECALCULATED,
+            config.continue_on_reference,
+            spacing=every_event if config.label_spacing is None else config.label_spacing,
+            max_labels=config.max_labels,
+            timeout_s=config.label_timeout_s,
+            force_limit=config.force_limit,
+            energy_limit=config.energy_limit,
+        )
         actions.append(recalculate)
     if config.action == "stop":
         actions.append(Stop())
@@ -288,16 +300,3 @@ def _steps(
         if temperature_K is not None:
             set_temperature(dyn, temperature_K)
         start = end
-
-
-def _prepare_folder(out: Path, overwrite: bool) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    existing = [out / name for name in (TRAJECTORY, LOG, RECALCULATED, FLAGGED)]
-    existing = [path for path in existing if path.exists()]
-    if existing and not overwrite:
-        raise FileExistsError(
-            f"{out} holds the files of an earlier run ({existing[0].name}); choose another folder "
-            "or overwrite it"
-        )
-    for path in existing:
-        path.unlink()

@@ -10,7 +10,7 @@ import numpy as np
 from ase import Atoms
 
 from ase_bayesmlip.md.monitor import UncertaintyMonitor
-from ase_bayesmlip.md.recalculate import ReferenceRecord
+from ase_bayesmlip.md.recalculate import Recalculate
 from ase_bayesmlip.md.scores import SCORE_UNITS
 
 
@@ -31,6 +31,8 @@ class SimulationSummary:
         That the threshold was made from.
     n_recalculated, n_failed : int
         Answers and failures of the reference calculator.
+    n_correlated, n_over_budget : int
+        Frames that it was not asked about: too close to the last one, and beyond the budget.
     energy_mae : float, eV
         Mean absolute error of the energy over the recalculated frames; NaN if there are none.
     force_rmse, force_rms_uncertainty : float, eV/Å
@@ -55,6 +57,8 @@ class SimulationSummary:
     false_alarm_rate: float | None
     n_recalculated: int
     n_failed: int
+    n_correlated: int
+    n_over_budget: int
     energy_mae: float
     force_rmse: float
     force_rms_uncertainty: float
@@ -89,17 +93,28 @@ class SimulationSummary:
                 f"{self.force_rms_uncertainty:.4f} eV/Å, mean energy error "
                 f"{self.energy_mae:.4f} eV"
             )
-        if self.n_failed:
-            lines.append(f"the reference calculator failed on {self.n_failed} frames")
+        lines += self._labels()
         if self.n_rewinds:
             lines.append(f"the run went back to a trusted frame {self.n_rewinds} times")
         lines.append(f"files in {self.out}")
         return "\n".join(lines)
 
+    def _labels(self) -> list[str]:
+        """How often the reference was asked, and why not more often."""
+        asked = self.n_recalculated + self.n_failed
+        skipped = self.n_correlated + self.n_over_budget
+        if not asked + skipped:
+            return []
+        return [
+            f"labels of the reference: {asked} asked for, {self.n_failed} of them failed; "
+            f"{self.n_correlated} flagged frames left out as correlated with the one before, "
+            f"{self.n_over_budget} beyond the budget"
+        ]
+
 
 def summarise(
     monitor: UncertaintyMonitor,
-    records: Sequence[ReferenceRecord],
+    recalculate: Recalculate | None,
     rewinds: Sequence[tuple[int, int]],
     *,
     stop_reason: str,
@@ -109,6 +124,7 @@ def summarise(
     """Collect the numbers of a finished run."""
     history = monitor.history
     finite = history.score[np.isfinite(history.score)]
+    records = [] if recalculate is None else recalculate.records
     answered = [record for record in records if not record.failure]
     return SimulationSummary(
         n_steps=monitor.dyn.nsteps,
@@ -122,6 +138,8 @@ def summarise(
         false_alarm_rate=monitor.false_alarm_rate,
         n_recalculated=len(answered),
         n_failed=len(records) - len(answered),
+        n_correlated=0 if recalculate is None else recalculate.plan.n_correlated,
+        n_over_budget=0 if recalculate is None else recalculate.plan.n_over_budget,
         energy_mae=_mean([abs(record.energy_error) for record in answered]),
         force_rmse=_root_mean_square([record.force_rmse for record in answered]),
         force_rms_uncertainty=_root_mean_square(

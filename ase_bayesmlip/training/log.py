@@ -25,6 +25,12 @@ def truncate_metrics(path: Path, epoch: int) -> None:
         return
     with path.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= epoch]
-    path.unlink()
+    shorter = path.with_name(path.name + ".tmp")
+    shorter.unlink(missing_ok=True)
     for row in rows:
-        append_metrics(path, row)
+        append_metrics(shorter, row)
+    # In one step, so that an interruption loses no row.
+    if rows:
+        shorter.replace(path)
+    else:
+        path.unlink()

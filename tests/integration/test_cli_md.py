@@ -77,3 +77,120 @@ def test_demo_tells_its_story(tmp_path, monkeypatch):
     assert "1200 K" in summary
     for name in ("figure.png", "trajectory.extxyz", "monitor.csv"):
         assert (tmp_path / "demo" / name).stat().st_size > 1000
+
+
+def snapshot(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--score", "vibes"),
+        ("--reference", "ccsdt"),
+        ("--reference", "no_such_module:make"),
+        ("--reference", "odd_references:NUMBER"),
+        ("--reference", "odd_references:needs_an_argument", "--label-timeout-s", "60"),
+        ("--reference", "lj", "--label-spacing", "often"),
+        ("--reference", "lj", "--max-labels", "-1"),
+        ("--threshold", "nan"),
+        ("--integrator", "leapfrog"),
+        ("--upper-limit", "0"),
+        ("--budget", "-1"),
+        ("--steps", "0"),
+        ("--device", "abacus"),
+    ],
+    ids=lambda arguments: " ".join(arguments),
+)
+def test_overwriting_checks_everything_before_it_touches_the_earlier_run(
+    tmp_path, capsys, arguments
+):
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in ("trajectory.extxyz", "monitor.csv", "recalculated.extxyz", "figure.png"):
+        (out / name).write_text(f"62 labels in {name}")
+    before = snapshot(out)
+    assert run("--out", str(out), "--overwrite", "--steps", "2", *arguments) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert snapshot(out) == before
+
+
+def test_overwriting_replaces_all_of_the_earlier_run(tmp_path, capsys):
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in ("trajectory.extxyz", "monitor.csv", "recalculated.extxyz", "notes.txt"):
+        (out / name).write_text("old")
+    assert run("--out", str(out), "--overwrite", "--steps", "2") == 0
+    capsys.readouterr()
+    left = snapshot(out)
+    assert left.keys() - {"flagged.extxyz"} == {
+        *("trajectory.extxyz", "monitor.csv", "figure.png", "notes.txt")
+    }
+    assert left["notes.txt"] == b"old"
+    assert len(read_log(out / "monitor.csv")["step"]) == 3
+
+
+def test_any_calculator_is_a_reference_with_a_budget_and_a_spacing(tmp_path, capsys, monkeypatch):
+    """Every frame is flagged: labels are a correlation time apart, and counted."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_reference.py").write_text(
+        "from ase.calculators.lj import LennardJones\n"
+        "def make():\n    return LennardJones(sigma=0.5, epsilon=0.01)\n"
+    )
+    arguments = ("--threshold", "0", "--steps", "60", "--reference", "own_reference:make")
+    assert run("--out", "run", *arguments) == 0
+    text = capsys.readouterr().out
+    log = read_log(tmp_path / "run" / "monitor.csv")
+    assert log["flagged"].all()
+    steps = log["step"][np.isfinite(log["force_rmse"])]
+    assert steps[0] == 0
+    assert np.diff(steps).min() >= 10
+    assert f"{len(steps)} asked for, 0 of them failed; {61 - len(steps)} flagged frames" in text
+    frames = ase.io.read(tmp_path / "run" / "recalculated.extxyz", ":")
+    assert {frame.info["reference"] for frame in frames} == {"own_reference:make"}
+
+    spaced = ("--label-spacing", "7", "--max-labels", "2", "--label-timeout-s", "100")
+    assert run("--out", "spaced", *arguments, *spaced) == 0
+    assert "2 asked for, 0 of them failed; 6 flagged frames" in capsys.readouterr().out
+    log = read_log(tmp_path / "spaced" / "monitor.csv")
+    np.testing.assert_array_equal(log["step"][np.isfinite(log["force_rmse"])], [0, 7])
+
+
+def test_a_slab_is_refused_before_the_run_by_a_reference_that_takes_it_for_a_crystal(
+    tmp_path, capsys
+):
+    pytest.importorskip("tblite")
+    atoms = ase.io.read(DATA / "ethanol_test.extxyz", 0)
+    atoms.calc = None
+    atoms.cell = [20, 20, 20]
+    atoms.pbc = (True, True, False)
+    ase.io.write(tmp_path / "slab.extxyz", atoms)
+    out = ("--out", str(tmp_path / "run"), "--steps", "1", "--quiet")
+    for timeout in ((), ("--label-timeout-s", "60")):
+        arguments = ["md", MODEL, str(tmp_path / "slab.extxyz"), *out, "--reference", "gfn2"]
+        assert main([*arguments, *timeout]) == 2
+        assert "or pbc=False for a cluster" in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_start_structure_from_a_pdb_file_with_blank_residue_names(tmp_path, capsys):
+    atoms = ase.io.read(DATA / "ethanol_test.extxyz", 0)
+    pdb = "".join(
+        f"ATOM  {k + 1:>5} {atom.symbol:<4}       1    "
+        f"{atom.x:8.3f}{atom.y:8.3f}{atom.z:8.3f}  1.00  0.00          {atom.symbol:>2}\n"
+        for k, atom in enumerate(atoms)
+    )
+    (tmp_path / "start.pdb").write_text(pdb + "END\n")
+    out = tmp_path / "run"
+    arguments = ["md", MODEL, str(tmp_path / "start.pdb"), "--out", str(out), "--steps", "3"]
+    with pytest.warns(UserWarning, match="cannot carry arrays"):
+        assert main([*arguments, "--threshold", "0", "--quiet"]) == 0
+    capsys.readouterr()
+    log = read_log(out / "monitor.csv")
+    flagged = ase.io.read(out / "flagged.extxyz", ":")
+    assert [frame.info["step"] for frame in flagged] == [0, 1, 2, 3]
+    assert flagged[0].arrays["forces_cov"].shape == (9, 9)
+    np.testing.assert_array_equal(
+        [frame.get_potential_energy() for frame in flagged], log["energy"]
+    )
+    assert len(ase.io.read(out / "trajectory.extxyz", ":")) == 1

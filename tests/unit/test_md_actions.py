@@ -10,10 +10,19 @@ from ase import Atoms, units
 from ase.build import bulk
 from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
+from ase.calculators.lj import LennardJones
 from ase.io import read
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
-from fake_potential import ANCHORS, FakePotential, ScriptedDynamics, make_atoms, uncertainties
+from fake_potential import (
+    ANCHORS,
+    FakePotential,
+    ScriptedDynamics,
+    make_atoms,
+    make_card,
+    uncertainties,
+)
+from odd_references import Answers, Exits
 
 from ase_bayesmlip.md.actions import (
     Call,
@@ -250,6 +259,114 @@ def test_failing_reference_may_raise():
     with pytest.raises(RuntimeError, match="SCF did not converge"):
         play([recalculate], [2.0])
     assert "SCF" in recalculate.records[0].failure
+
+
+ODD = {
+    "one row": Answers(forces=np.ones((1, 3))),
+    "one number": Answers(forces=np.ones(3)),
+    "transposed": Answers(forces=np.ones((3, 4))),
+    "complex": Answers(forces=np.ones((4, 3), dtype=complex)),
+    "objects": Answers(forces=np.ones((4, 3), dtype=object)),
+    "huge": Answers(forces=np.full((4, 3), 1e6)),
+    "energy of two": Answers(energy=np.ones(2)),
+    "exits": Exits(),
+}
+
+
+@pytest.mark.parametrize("reference", ODD.values(), ids=ODD)
+def test_an_odd_answer_is_a_failure_and_never_a_label(reference, tmp_path):
+    """In spite of what NumPy would broadcast; the run goes on with the prediction."""
+    path = tmp_path / "r.extxyz"
+    recalculate = Recalculate(reference, path, continue_on_reference=True)
+    with pytest.warns(UncertaintyWarning, match="the reference calculator failed"):
+        dyn, monitor = play([recalculate], [2.0, 0.5])
+    assert monitor.n_observed == 2
+    assert recalculate.records[0].failure
+    assert not path.exists()
+    np.testing.assert_array_equal(dyn.atoms.get_forces(), -5.0 * (dyn.atoms.positions - ANCHORS))
+    with pytest.raises((ValueError, SystemExit)):
+        play([Recalculate(reference, on_error="raise")], [2.0])
+
+
+def test_limits_of_labels_follow_from_the_card_or_the_user(tmp_path):
+    """Forces of FakePotential(700) are below 100 eV/Å here, those of the training below 1."""
+    card = make_card()
+    card.training = {"label_limits": {"force_max": 1.0, "energy_per_atom": [-1.0, 1.0]}}
+    card.reference_energies = {}
+    with pytest.warns(UncertaintyWarning, match="above the limit of 30 eV/Å"):
+        play([Recalculate(FakePotential(700.0))], [2.0], make_atoms(FakePotential(card=card)))
+    for limit in (None, 90.0):
+        wide = Recalculate(FakePotential(700.0), force_limit=limit, energy_limit=None)
+        play([wide], [2.0], make_atoms(FakePotential(card=card)))
+        assert wide.records[0].failure == ""
+    tight = Recalculate(FakePotential(7.0), energy_limit=(-9.0, -8.0))
+    with pytest.warns(UncertaintyWarning, match="outside the limits -9 to -8 eV"):
+        play([tight], [2.0], make_atoms(FakePotential(card=card)))
+    with pytest.raises(ValueError, match="force_limit must be"):
+        Recalculate(FakePotential(), force_limit="no")
+
+
+def test_an_interruption_of_the_reference_ends_the_run():
+    class Interrupted(Calculator):
+        implemented_properties: ClassVar = ["energy", "forces"]
+
+        def calculate(self, *args, **kwargs):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        play([Recalculate(Interrupted())], [2.0])
+
+
+def test_a_prediction_of_another_shape_goes_through_on_error():
+    def shorten(event, _monitor):
+        event.results["forces"] = event.results["forces"][:2]
+
+    recalculate = Recalculate(FakePotential())
+    with pytest.warns(UncertaintyWarning, match="the reference calculator failed"):
+        play([shorten, recalculate], [2.0])
+    assert "ValueError" in recalculate.records[0].failure
+
+
+def test_labels_are_spaced_and_counted(tmp_path):
+    reference = FakePotential(stiffness=7.0)
+    path = tmp_path / "r.extxyz"
+    recalculate = Recalculate(reference, path, spacing=3, max_labels=2)
+    play([recalculate], [2.0, 2.0, 0.5, 0.5, 2.0, 2.0, 2.0, 2.0])
+    assert [record.step for record in recalculate.records] == [0, 4]
+    plan = recalculate.plan
+    assert (plan.n_labels, plan.n_correlated, plan.n_over_budget) == (2, 1, 3)
+    frames = read(path, ":")
+    assert [frame.info["step"] for frame in frames] == [0, 4]
+    assert {frame.info["reference"] for frame in frames} == {"FakePotential"}
+
+
+def test_a_reference_by_name_is_named_in_the_labels(tmp_path):
+    path = tmp_path / "r.extxyz"
+    recalculate = Recalculate("odd_references:lennard_jones", path)
+    play([recalculate], [2.0])
+    frame = read(path)
+    assert frame.info["reference"] == "odd_references:lennard_jones"
+    expected = LennardJones().get_forces(frame)
+    np.testing.assert_allclose(frame.arrays["REF_forces"], expected, rtol=1e-12)
+    with pytest.raises(ValueError, match="known: gfn2"):
+        Recalculate("ccsdt")
+
+
+def test_a_reference_that_hangs_costs_its_time_limit_and_no_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("ODD_REFERENCES_LOG", str(tmp_path / "log"))
+    recalculate = Recalculate("odd_references:Sleeps", tmp_path / "r.extxyz", timeout_s=1.0)
+    atoms = make_atoms(FakePotential())
+    atoms.positions[1] = atoms.positions[0] + [0.0, 0.0, 1.2]
+    with pytest.warns(UncertaintyWarning, match="TimeoutError: the reference gave no answer"):
+        dyn, _ = play([recalculate], [2.0], atoms)
+    atoms.positions[1] = ANCHORS[1]  # far from the first: the reference answers
+    monitor = UncertaintyMonitor(dyn, threshold=1.0, actions=[recalculate])
+    dyn.play(monitor, [2.0])
+    assert [bool(record.failure) for record in recalculate.records] == [True, False]
+    (frame,) = read(tmp_path / "r.extxyz", ":")
+    np.testing.assert_allclose(
+        frame.arrays["REF_forces"], LennardJones().get_forces(atoms), rtol=1e-12
+    )
 
 
 def test_unphysical_frames_are_never_recalculated(tmp_path):

@@ -1,0 +1,86 @@
+"""Which of the flagged frames are labelled: not two of one correlation time, not without end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from ase_bayesmlip.md.correlation import autocorrelation_time
+
+# Observed frames between two labels, at least, while the correlation time is not known better.
+MIN_SPACING = 10
+
+# The correlation time is that of so many scores, the newest: when a simulation changes (a heating),
+# what was before must not pass for a slow motion.
+_WINDOW = 500
+
+# Fewer scores say nothing of their correlation.
+_FEWEST = 20
+
+
+class LabelSpacing:
+    """Says whether a flagged frame is worth a label, and counts those that are not.
+
+    Parameters
+    ----------
+    spacing : "correlation" or int
+        Observed frames from one label to the next, at least. ``"correlation"``: the integrated
+        autocorrelation time of the last 500 scores, and `MIN_SPACING` at least. The first flagged
+        frame is labelled at once.
+    max_labels : int or None
+        Largest number of calls of the reference, answered or not.
+
+    Attributes
+    ----------
+    n_labels, n_correlated, n_over_budget : int
+        Frames to be labelled, left out as too close to the last, and left out by the budget.
+    """
+
+    def __init__(self, spacing: str | int = 1, max_labels: int | None = None) -> None:
+        if isinstance(spacing, str):
+            if spacing != "correlation":
+                raise ValueError(f"spacing must be 'correlation' or frames, not {spacing!r}")
+        elif isinstance(spacing, bool) or not spacing >= 1 or spacing != int(spacing):
+            raise ValueError(f"a spacing is 1 or more observed frames, not {spacing!r}")
+        if max_labels is not None and not max_labels >= 0:
+            raise ValueError(f"max_labels must not be negative, got {max_labels}")
+        self.spacing = spacing
+        self.max_labels = max_labels
+        self.n_labels = self.n_correlated = self.n_over_budget = 0
+        self._last: int | None = None
+        self._wait = 1
+
+    def is_due(self, frame: int, scores: Callable[[], np.ndarray]) -> bool:
+        """Whether to label this frame, which is counted.
+
+        Parameters
+        ----------
+        frame : int
+            Number of the observed frame.
+        scores : callable, () -> ndarray, (n,)
+            Scores of all observed frames; called when the last label may be far enough away.
+        """
+        if self.max_labels is not None and self.n_labels >= self.max_labels:
+            self.n_over_budget += 1
+            return False
+        elapsed = 0 if self._last is None else frame - self._last
+        if elapsed > 0:  # otherwise another monitor has begun to count
+            if elapsed >= self._wait:
+                self._wait = self.frames_between(scores())
+            if elapsed < self._wait:
+                self.n_correlated += 1
+                return False
+        self._last, self._wait = frame, 1
+        self.n_labels += 1
+        return True
+
+    def frames_between(self, scores: np.ndarray) -> int:
+        """Observed frames from one label to the next, for the scores so far."""
+        if not isinstance(self.spacing, str):
+            return int(self.spacing)
+        known = scores[np.isfinite(scores)][-_WINDOW:]
+        if len(known) < _FEWEST:
+            return MIN_SPACING
+        return max(MIN_SPACING, math.ceil(autocorrelation_time(known)))

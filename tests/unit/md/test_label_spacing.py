@@ -1,0 +1,88 @@
+"""How often flagged frames are labelled."""
+
+import numpy as np
+import pytest
+
+from ase_bayesmlip.md.label_spacing import MIN_SPACING, LabelSpacing
+
+
+def labelled(plan, scores, flagged=None):
+    """Numbers of the frames that are labelled; all are flagged unless it is said which are."""
+    frames = range(len(scores)) if flagged is None else flagged
+    return [k for k in frames if plan.is_due(k + 1, lambda k=k: scores[: k + 1])]
+
+
+def autoregressive(tau, n, seed=0):
+    """A series with the integrated autocorrelation time τ = (1 + φ)/(1 - φ)."""
+    phi = (tau - 1) / (tau + 1)
+    generator = np.random.default_rng(seed)
+    values = np.zeros(n)
+    for k in range(1, n):
+        values[k] = phi * values[k - 1] + generator.standard_normal()
+    return values
+
+
+def test_every_event_by_default():
+    assert labelled(LabelSpacing(), np.zeros(5)) == [0, 1, 2, 3, 4]
+
+
+def test_fixed_spacing():
+    plan = LabelSpacing(4)
+    assert labelled(plan, np.zeros(10)) == [0, 4, 8]
+    assert (plan.n_labels, plan.n_correlated, plan.n_over_budget) == (3, 7, 0)
+    assert labelled(LabelSpacing(4), np.zeros(12), flagged=[2, 5, 6, 9, 11]) == [2, 6, 11]
+
+
+def test_another_monitor_begins_anew():
+    plan = LabelSpacing(10)
+    assert labelled(plan, np.zeros(15)) == [0, 10]
+    assert labelled(plan, np.zeros(3)) == [0]
+
+
+def test_budget():
+    plan = LabelSpacing(2, max_labels=2)
+    assert labelled(plan, np.zeros(8)) == [0, 2]
+    assert (plan.n_labels, plan.n_correlated, plan.n_over_budget) == (2, 1, 5)
+    assert labelled(LabelSpacing(max_labels=0), np.zeros(3)) == []
+
+
+@pytest.mark.parametrize("tau", [3.0, 10.0, 20.0])
+def test_labels_are_a_correlation_time_apart(tau):
+    """Once there is enough to measure it on; never closer than the minimum."""
+    scores = autoregressive(tau, 3000)
+    frames = np.array(labelled(LabelSpacing("correlation"), scores))
+    assert frames[0] == 0
+    gaps = np.diff(frames)
+    assert gaps.min() >= MIN_SPACING
+    # Each time is measured on 500 frames, with a relative error of √(2 (10 τ + 1) / 500).
+    expected = max(MIN_SPACING, tau)
+    assert 0.5 * expected <= np.mean(gaps[frames[1:] > 500]) <= 1.5 * expected
+
+
+def test_a_change_of_the_simulation_does_not_stop_the_labels():
+    """A step in the scores looks like a slow motion only while it is among the newest."""
+    scores = autoregressive(10.0, 3000)
+    scores[1500:] += 50.0
+    frames = np.array(labelled(LabelSpacing("correlation"), scores))
+    assert np.sum(frames > 2100) >= 30
+
+
+def test_what_is_not_finite_does_not_count():
+    scores = autoregressive(20.0, 1500)
+    plan = LabelSpacing("correlation")
+    expected = plan.frames_between(scores)
+    gaps = np.insert(scores, [5, 700, 1500], np.nan)
+    assert plan.frames_between(gaps) == expected
+    assert plan.frames_between(np.full(100, np.nan)) == MIN_SPACING
+    assert plan.frames_between(np.zeros(0)) == MIN_SPACING
+
+
+@pytest.mark.parametrize("spacing", [0, -1, 1.5, True, "often", np.nan])
+def test_bad_spacing(spacing):
+    with pytest.raises(ValueError, match="spacing"):
+        LabelSpacing(spacing)
+
+
+def test_bad_budget():
+    with pytest.raises(ValueError, match="max_labels must not be negative"):
+        LabelSpacing(max_labels=-1)
