@@ -68,6 +68,21 @@ def _add_reference(parser: argparse.ArgumentParser) -> None:
         "--label-timeout-s", type=float, help="give up a label after so many seconds"
     )
     parser.add_argument(
+        "--force-limit",
+        type=float,
+        default="training",
+        help="largest reference force that is believed, eV/Å, inf for any (default: from the "
+        "training labels of the file)",
+    )
+    parser.add_argument(
+        "--energy-limit",
+        type=float,
+        nargs=2,
+        default="training",
+        metavar=("LOW", "HIGH"),
+        help="the same for energies, eV per atom without those of isolated atoms",
+    )
+    parser.add_argument(
         "--continue-on-reference", action="store_true", help="integrate on its forces, too"
     )
 
