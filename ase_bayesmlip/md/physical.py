@@ -92,9 +92,10 @@ def lone_atoms_reason(atoms: Atoms, first: bool) -> str:
     more = f" and {len(lone) - 5} more" if len(lone) > 5 else ""
     cutoff = getattr(card, "cutoff", None)
     within = f" of {cutoff:g} Å" if cutoff is not None else ""
+    subject, verb = ("atom", "has") if len(lone) == 1 else ("atoms", "have")
     reason = (
-        f"no neighbour within the cutoff{within} has atom {named}{more}, and the training data "
-        "hold no such atom: the model knows nothing of it, and its members agree on that"
+        f"{subject} {named}{more} {verb} no neighbour within the cutoff{within}, and the training "
+        "data hold no such atom: the model knows nothing of it, and its members agree on that"
     )
     if first:
         reason += (

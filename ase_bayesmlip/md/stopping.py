@@ -53,19 +53,22 @@ class Brake:
         self._pulled = True
         self._dyn.max_steps = self._dyn.nsteps
 
+    def _released(self) -> bool:
+        """Whether the brake was pulled; it no longer is."""
+        pulled, self._pulled = self._pulled, False
+        return pulled
+
     def _wrap(self, dyn: Any) -> None:
         after_step, minimise = dyn.callback, dyn.call_fmin
 
         def callback(x: Any) -> None:
-            self._pulled = False
             after_step(x)
-            if self._pulled:
+            if self._released():
                 raise Converged
 
         def call_fmin(fmax: float, steps: int) -> None:
             # A run that was stopped on its first frame, which is shown before SciPy is called.
-            if not self._pulled:
+            if not self._released():
                 minimise(fmax, steps)
-            self._pulled = False
 
         dyn.callback, dyn.call_fmin = callback, call_fmin
