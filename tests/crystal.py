@@ -10,7 +10,7 @@ from ase.neighborlist import neighbor_list
 
 TEMPERATURE_K = 500.0
 TIME_STEP = 2.0 * units.fs
-COUPLING = 40.0 * units.fs
+COUPLING = 20.0 * units.fs
 
 
 class Springs(Calculator):

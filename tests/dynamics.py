@@ -28,7 +28,7 @@ SETTINGS = {
     "Langevin": {"friction": 1 / COUPLING, "fixcm": False, "rng": generator},
     "LangevinBAOAB": {"T_tau": COUPLING, "rng": generator},
     "Bussi": {"taut": COUPLING, "rng": generator},
-    "Andersen": {"andersen_prob": 0.02, "rng": generator},
+    "Andersen": {"andersen_prob": 0.1, "fixcm": False, "rng": generator},
     "NVTBerendsen": {"taut": COUPLING},
     "NPTBerendsen": {"taut": COUPLING, **SLOW},
     "Inhomogeneous_NPTBerendsen": {"taut": COUPLING, **SLOW},

@@ -30,6 +30,19 @@ def add_parser(commands: Any) -> None:
     trigger.add_argument("--threshold", type=float, help="in the unit of the score")
     parser.add_argument("--score", default="forces_epistemic_max")
     parser.add_argument("--upper-limit", type=float, help="score of an unphysical frame: stop")
+    parser.add_argument(
+        "--max-temperature-K",
+        type=_temperature_limit,
+        default="auto",
+        help="of a frame that is not unphysical; 'auto' (10 times what is asked for, 10,000 K or "
+        "more) or 'none'",
+    )
+    parser.add_argument(
+        "--lone-atoms",
+        choices=["unphysical", "ignore"],
+        default="unphysical",
+        help="what an atom without neighbours is, where training had none such",
+    )
     parser.add_argument("--patience", type=int, default=1, help="flags in a row before acting")
     parser.add_argument("--cooldown", type=int, default=0, help="quiet frames after acting")
     parser.add_argument("--budget", type=int, help="most events acted upon")
@@ -89,6 +102,15 @@ def _add_reference(parser: argparse.ArgumentParser) -> None:
 
 def _spacing(text: str) -> str | int:
     return int(text) if text.isdigit() else text
+
+
+def _temperature_limit(text: str) -> float | str | None:
+    match text.lower():
+        case "none":
+            return None
+        case "auto":
+            return "auto"
+    return float(text)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ase import Atoms
 
-from ase_bayesmlip.md.events import Event, UncertaintyWarning, event_information
+from ase_bayesmlip.md.events import Event, LastFrame, UncertaintyWarning, event_information
 from ase_bayesmlip.md.recalculate import Recalculate, ReferenceRecord
 from ase_bayesmlip.md.rewind import Rewind
 from ase_bayesmlip.structures.extxyz import FrameFile, annotated_frame
@@ -142,13 +142,15 @@ class TrajectoryWriter:
         dyn.attach(TrajectoryWriter(monitor, "trajectory.extxyz"), interval=10)
 
     Energy and forces are those of the model, also in frames that continue on reference forces.
-    A frame that was rewound is left out. See `FrameFile` for what comes back when it is read.
+    A frame that was rewound, or is shown again, is left out. See `FrameFile` for what comes back
+    when it is read.
     """
 
     def __init__(self, monitor: UncertaintyMonitor, path: str | Path) -> None:
         self.monitor = monitor
         self.path = Path(path)
         self._file = FrameFile(path)
+        self._last_frame = LastFrame()
 
     def check(self, atoms: Atoms) -> None:
         """Try in memory, once, whether frames of these evaluated atoms can be written."""
@@ -157,7 +159,9 @@ class TrajectoryWriter:
     def __call__(self) -> None:
         """Write the present frame."""
         monitor = self.monitor
-        step = monitor.dyn.nsteps
+        step, atoms = monitor.dyn.nsteps, monitor.atoms
+        if self._last_frame.is_shown_again(step, atoms, atoms.calc.results.get("energy")):
+            return
         row = monitor.row if monitor.row.get("step") == step else {}
         if "rewound_to" in row:
             return

@@ -6,16 +6,21 @@ constraint named; deviation from it, and mean temperature of what is free):
 
     class                                    FixAtoms  FixCom   linear   bond lengths, internals
     VelocityVerlet, Langevin, Bussi,         kept      kept     kept     kept
-      Andersen, NVTBerendsen,
-      ContourExploration
+      NVTBerendsen, Andersen with
+      fixcm=False, ContourExploration
+    Andersen with fixcm=True                 431 K     kept     refused  refused: too cold
     LangevinBAOAB at constant volume         kept      kept     kept     lost: positions are moved
                                                                          past the constraint
-    NoseHooverChainNVT                       wrong     refused  refused  refused: the chain keeps
+    NoseHooverChainNVT                       202 K     refused  refused  refused: the chain keeps
                                                                          momenta of its own
     IsotropicMTKNPT, MTKNPT, MaskedMTKNPT    refused by ASE
-    MelchionnaNPT, NPT, NPTBerendsen,        lost: atoms are moved with the cell, or are not where
-      Inhomogeneous_NPTBerendsen,            the integrator takes them to be
-      LangevinBAOAB at constant pressure
+    MelchionnaNPT, NPT                       1292 K    refused  refused  refused: it keeps positions
+                                                                         of its own
+    NPTBerendsen and its kin, LangevinBAOAB  lost: 0.01 Å to 0.3 Å, atoms are moved with the cell
+      at constant pressure
+
+Without constraints all have 478 K to 507 K, with a standard error of about 3 %; what is kept above
+is kept at 474 K to 533 K.
 
 *Linear* are constraints on the coordinates of single atoms and on sums of coordinates (`_LINEAR`).
 What is not kept is refused by `check_constraints` when the dynamics or a monitor is made.
@@ -43,7 +48,7 @@ _LINEAR = {
 # Forces on top of those of the calculator: they hold nothing.
 _FORCES = {"ExternalForce", "Hookean"}
 
-# Dynamics that cannot keep a constraint, and why; a constant volume is asked of the last.
+# Dynamics that cannot keep a constraint, and why.
 _IGNORING = {
     "NoseHooverChainNVT": "it keeps momenta of its own, to which constraints are never applied",
     "IsotropicMTKNPT": "it keeps momenta of its own, to which constraints are never applied",
@@ -53,8 +58,8 @@ _IGNORING = {
     "NPTBerendsen": "it moves all atoms with the cell",
 }
 
-# Deviation, Å, that counts as kept.
-_TOLERANCE = 1e-6
+# Of two ways to the same positions, Å.
+_ROUND_OFF = 1e-9
 
 
 def ase_names(kind: type) -> list[str]:
@@ -78,9 +83,7 @@ def check_constraints(dyn: Any) -> None:
         return
     names = ", ".join(type(constraint).__name__ for constraint in holding)
     kind = type(dyn).__name__
-    reason = why_constraints_are_lost(
-        type(dyn), holding, constant_volume=getattr(dyn, "externalstress", None) is None
-    )
+    reason = why_constraints_are_lost(dyn, holding)
     if reason:
         raise ValueError(
             f"{kind} does not keep the constraints of these atoms ({names}): {reason}. Langevin, "
@@ -113,16 +116,14 @@ def _counted_by_thermostat(dyn: Any) -> int | None:
     return None
 
 
-def why_constraints_are_lost(
-    kind: type, constraints: list[Any], *, constant_volume: bool = True
-) -> str:
-    """Say why dynamics of a class would not keep constraints; empty if they do."""
-    classes = ase_names(kind)
+def why_constraints_are_lost(dyn: Any, constraints: list[Any]) -> str:
+    """Say why dynamics would not keep constraints, or the temperature; empty if they do."""
+    classes = ase_names(type(dyn))
     for name, reason in _IGNORING.items():
         if name in classes:
             return reason
     if "LangevinBAOAB" in classes:
-        if not constant_volume:
+        if dyn.externalstress is not None:
             return "it moves all atoms with the cell"
         others = [c for c in constraints if not _LINEAR.intersection(ase_names(type(c))[:1])]
         if others:
@@ -130,6 +131,15 @@ def why_constraints_are_lost(
                 "it moves positions past constraints, and velocities alone keep only those that "
                 f"are linear, not {type(others[0]).__name__}"
             )
+    if (
+        "Andersen" in classes
+        and dyn.fix_com
+        and [type(c).__name__ for c in constraints] != ["FixCom"]
+    ):
+        return (
+            "it brings the centre of mass of all atoms to rest, held ones included, which cools "
+            "the others: give it fixcm=False"
+        )
     return ""
 
 
@@ -148,7 +158,7 @@ def _conflict(atoms: Atoms) -> str:
     for constraint in holding_constraints(before):
         again = after.get_positions()
         constraint.adjust_positions(before, again)
-        if np.abs(again - after.positions).max() > _TOLERANCE:
+        if np.abs(again - after.positions).max() > _ROUND_OFF:
             return type(constraint).__name__
     return ""
 

@@ -67,7 +67,7 @@ class SimulationConfig:
         A frame is written every so many steps.
     false_alarm_rate, threshold : float or None
         Exactly one; see `UncertaintyMonitor`, also for score, patience, cooldown, budget,
-        on_budget and upper_limit.
+        on_budget, upper_limit, max_temperature_K and lone_atoms.
     action : {"continue", "stop", "rewind"}
         What follows an uncertain frame after it has been saved or recalculated. A rewind draws
         new velocities.
@@ -103,6 +103,8 @@ class SimulationConfig:
     budget: int | None = None
     on_budget: str = "ignore"
     upper_limit: float | None = None
+    max_temperature_K: float | str | None = "auto"  # noqa: N815
+    lone_atoms: str = "unphysical"
     frames_between_false_alarms: float | None = None
     continue_on_reference: bool = False
     label_spacing: str | int | None = None
@@ -237,6 +239,8 @@ def _monitor(
         budget=config.budget,
         on_budget=config.on_budget,
         upper_limit=config.upper_limit,
+        max_temperature_K=config.max_temperature_K,
+        lone_atoms=config.lone_atoms,
     )
 
 

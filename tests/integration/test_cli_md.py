@@ -178,3 +178,13 @@ def test_a_start_structure_from_a_pdb_file_with_blank_residue_names(tmp_path, ca
         [frame.get_potential_energy() for frame in flagged], log["energy"]
     )
     assert len(ase.io.read(out / "trajectory.extxyz", ":")) == 1
+
+
+def test_limit_of_the_temperature(tmp_path, capsys):
+    """A start at 300 K is above a limit of 100 K."""
+    assert run("--out", str(tmp_path / "a"), "--steps", "5", "--max-temperature-K", "100") == 0
+    assert "ended early: unphysical frame at step 0: the temperature" in capsys.readouterr().out
+    for limit in ("none", "auto", "5000"):
+        out = ("--out", str(tmp_path / limit), "--steps", "1", "--lone-atoms", "ignore")
+        assert run(*out, "--max-temperature-K", limit) == 0
+        assert "ended early" not in capsys.readouterr().out

@@ -10,7 +10,10 @@ from ase.md.verlet import VelocityVerlet
 
 from ase_bayesmlip.calculator import BayesianCalculator
 from ase_bayesmlip.card import read_card
+from ase_bayesmlip.md.monitor import UncertaintyMonitor
+from ase_bayesmlip.md.rewind import Rewind
 from ase_bayesmlip.md.scores import SCORES
+from ase_bayesmlip.md.temperature import draw_velocities
 from ase_bayesmlip.md.threshold import false_alarm_threshold
 from ase_bayesmlip.serving.runtime import load_model
 from ase_bayesmlip.structures.labelled import read_frames, sha256
@@ -104,3 +107,27 @@ def test_constant_energy_dynamics_conserve_energy(calculator):
     # Velocity Verlet on a smooth surface: the fluctuation falls with the square of the time step.
     assert energies[0.5] / energies[0.25] == pytest.approx(4.0, rel=0.25)
     assert energies[0.5] / 9 < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({}, "unphysical frame at step"),
+        ({"max_temperature_K": None}, "has no neighbour within the cutoff"),
+        ({"lone_atoms": "ignore"}, "K is above the limit"),
+    ],
+)
+def test_a_time_step_without_its_unit_stops_within_a_few_frames(calculator, settings, reason):
+    """0.5 of ASE's units is 5.1 fs: the molecule explodes, and no member disagrees about it."""
+    atoms = read(DATA / "ethanol_calib.extxyz")
+    atoms.calc = calculator
+    draw_velocities(atoms, 300.0, np.random.default_rng(0))
+    dyn = VelocityVerlet(atoms, 0.5)
+    rewind = Rewind()
+    monitor = UncertaintyMonitor(dyn, threshold=1e6, actions=[rewind], **settings)
+    dyn.attach(monitor)
+    dyn.run(100)
+    assert dyn.nsteps < 12
+    assert reason in monitor.stop_reason
+    assert monitor.events[-1].kind == "unphysical"
+    assert all(snapshot.step < dyn.nsteps for snapshot in rewind._snapshots)

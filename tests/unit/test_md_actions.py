@@ -545,3 +545,14 @@ def test_a_start_structure_that_extended_xyz_cannot_carry(tmp_path, kind):
         found = np.reshape(frame.arrays[prefix + name], np.shape(atoms.calc.results[name]))
         np.testing.assert_array_equal(found, atoms.calc.results[name])
     assert frame.info[f"{prefix}energy_var_epistemic"] == atoms.calc.results["energy_var_epistemic"]
+
+
+def test_a_first_frame_that_is_shown_again_is_written_once(tmp_path):
+    dyn, monitor = verlet(threshold=1.0, log=tmp_path / "log.csv")
+    dyn.attach(TrajectoryWriter(monitor, tmp_path / "a.extxyz"))
+    for _ in range(3):
+        dyn.run(0)
+    dyn.run(2)
+    assert [row["step"] for row in rows(tmp_path / "log.csv")] == ["0", "1", "2"]
+    frames = read(tmp_path / "a.extxyz", ":")
+    assert [frame.info["step"] for frame in frames] == [0, 1, 2]

@@ -337,3 +337,15 @@ def test_an_alarm_needs_calibration_scores():
     dyn = ScriptedDynamics(make_atoms(FakePotential()))
     with pytest.raises(ValueError, match="alarm needs calibration scores"):
         UncertaintyMonitor(dyn, threshold=1.0, alarm=CalibrationAlarm(1e5))
+
+
+@pytest.mark.parametrize("stride", [None, 3])
+def test_attributes_exist_before_the_start(stride):
+    alarm = CalibrationAlarm(stride=stride)
+    assert (alarm.expired, alarm.n_frames, alarm.statistic) == (False, 0, 0.0)
+    assert math.isnan(alarm.autocorrelation_time)
+    assert alarm.stride == stride
+    before = alarm.limit
+    alarm.start([0.0, 1.0, 2.0])
+    np.testing.assert_equal(alarm.limit, before)
+    assert math.isnan(before) == (stride is None)

@@ -364,3 +364,58 @@ def test_actions_run_in_the_given_order():
     dyn, monitor, _ = scripted(actions=actions)
     dyn.play(monitor, [2.0])
     assert calls == ["a", "b", "c"]
+
+
+def verlet(**settings):
+    atoms = make_atoms(FakePotential())
+    atoms.set_momenta(np.full((4, 3), 0.5))
+    dyn = VelocityVerlet(atoms, 1.0 * units.fs)
+    return dyn, UncertaintyMonitor(dyn, **{"threshold": 1.0} | settings)
+
+
+@pytest.mark.parametrize("second", [lambda m: m, lambda m: m.__call__])
+def test_a_monitor_that_is_attached_twice_is_an_error(second):
+    dyn, monitor = verlet()
+    dyn.attach(monitor, interval=2)
+    dyn.attach(second(monitor), interval=3)
+    with pytest.raises(RuntimeError, match="attached twice and would count every frame twice"):
+        dyn.run(5)
+    assert monitor.n_observed == 0
+
+
+def test_two_monitors_may_watch_one_run():
+    dyn, first = verlet()
+    second = UncertaintyMonitor(dyn, threshold=0.5)
+    dyn.attach(first)
+    dyn.attach(second)
+    dyn.run(3)
+    assert first.n_observed == second.n_observed == 4
+
+
+def test_a_frame_that_is_shown_again_counts_once():
+    """ASE shows the first frame again when a run that made no step is started again."""
+    dyn, monitor = verlet(score=lambda *_: 2.0, actions=[Call(lambda event: monitor.stop("now"))])
+    dyn.attach(monitor)
+    dyn.run(5)
+    assert (dyn.nsteps, monitor.n_observed, monitor.n_events) == (0, 1, 1)
+    dyn.run(5)  # goes on: the first frame is known
+    assert (dyn.nsteps, monitor.n_observed, monitor.n_events) == (1, 2, 2)
+    dyn.attach(lambda: monitor(), interval=1)  # hidden, and harmless
+    dyn.run(1)
+    assert list(monitor.history.step) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("change", ["positions", "momenta", "results"])
+def test_a_first_frame_that_was_changed_counts_again(change):
+    dyn, monitor = verlet()
+    dyn.attach(monitor)
+    dyn.run(0)
+    match change:
+        case "positions":
+            dyn.atoms.positions[0, 0] += 0.01
+        case "momenta":
+            dyn.atoms.set_momenta(2 * dyn.atoms.get_momenta())
+        case _:
+            dyn.atoms.calc = FakePotential(stiffness=4.0)
+    dyn.run(0)
+    assert monitor.n_observed == 2

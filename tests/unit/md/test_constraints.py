@@ -50,6 +50,7 @@ CONSTRAINTS = {
     "FixBondLengths": lambda: FixBondLengths([[0, NEAR[0]], [0, NEAR[1]]]),
     "FixInternals": fix_internals,
 }
+HOLDING = {"none": list, "FixAtoms": lambda: FixAtoms(range(8)), "FixCom": FixCom}
 NONLINEAR = {"FixBondLengths", "FixInternals"}
 
 
@@ -143,23 +144,24 @@ def test_what_is_refused_would_be_lost(kind):
 @pytest.mark.prints  # Melchionna's dynamics do
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", [n for n in SETTINGS if n in MD_CLASSES and n != "VelocityVerlet"])
-@pytest.mark.parametrize("kind", ["none", "FixAtoms", "FixCom"])
+@pytest.mark.parametrize("kind", HOLDING)
 def test_free_atoms_have_the_temperature_or_the_dynamics_are_refused(name, kind):
-    """Within 10 %, which is some 4 standard errors or more."""
-    atoms = crystal(None if kind == "none" else CONSTRAINTS[kind]())
+    """Within 10 %, which is 3.5 standard errors or more."""
+    atoms = crystal(HOLDING[kind]())
     _, dyn = accepted(name, atoms)
     if dyn is None:
         assert kind != "none"
         return
-    assert mean_temperature(dyn) == pytest.approx(TEMPERATURE_K, rel=0.1)
+    n_steps = 300 if "MTK" in name else 500  # slow steps
+    assert mean_temperature(dyn, n_steps) == pytest.approx(TEMPERATURE_K, rel=0.1)
 
 
 @pytest.mark.parametrize("name", [name for name in INTEGRATORS if name != "velocity_verlet"])
-@pytest.mark.parametrize("kind", ["none", "FixAtoms", "FixCom"])
+@pytest.mark.parametrize("kind", HOLDING)
 def test_integrators_we_build_have_the_temperature_or_are_refused(name, kind):
     if name == "langevin_baoab":
         pytest.importorskip("ase.md.langevinbaoab", reason="new in ASE 3.27")
-    atoms = crystal(None if kind == "none" else CONSTRAINTS[kind]())
+    atoms = crystal(HOLDING[kind]())
     settings = {
         "temperature_K": TEMPERATURE_K,
         "time_step_fs": TIME_STEP / units.fs,
@@ -175,11 +177,19 @@ def test_integrators_we_build_have_the_temperature_or_are_refused(name, kind):
     assert mean_temperature(dyn) == pytest.approx(TEMPERATURE_K, rel=0.1)
 
 
-def mean_temperature(dyn, n_steps=900):
+def mean_temperature(dyn, n_steps=500):
     thermometer, values = Thermometer(dyn.atoms), []
     dyn.attach(lambda: values.append(thermometer()), interval=3)
     dyn.run(n_steps)
     return np.mean(values[len(values) // 6 :])
+
+
+def test_andersen_at_rest_is_refused_beside_held_atoms():
+    """It cools them: 431 K for 500 K asked, with 20 of 32 atoms held."""
+    dyn = build("Andersen", crystal(FixAtoms(range(20))), fixcm=True)
+    with pytest.raises(ValueError, match=r"Andersen .* fixcm=False"):
+        watched(dyn)
+    watched(build("Andersen", crystal(FixCom()), fixcm=True))
 
 
 def test_constraints_that_contradict_each_other_are_refused():
