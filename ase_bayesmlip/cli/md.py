@@ -83,7 +83,7 @@ def _add_reference(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--force-limit",
         type=float,
-        default="training",
+        default=argparse.SUPPRESS,
         help="largest reference force that is believed, eV/Å, inf for any (default: from the "
         "training labels of the file)",
     )
@@ -91,7 +91,7 @@ def _add_reference(parser: argparse.ArgumentParser) -> None:
         "--energy-limit",
         type=float,
         nargs=2,
-        default="training",
+        default=argparse.SUPPRESS,
         metavar=("LOW", "HIGH"),
         help="the same for energies, eV per atom without those of isolated atoms",
     )

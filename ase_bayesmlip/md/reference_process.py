@@ -84,10 +84,12 @@ class ReferenceProcess:
         bare = atoms.copy()
         bare.calc = None
         try:
-            answer = worker.exchange(bare, self.timeout_s)
+            kind, answer = worker.exchange(bare, self.timeout_s)
         except BaseException:  # a late answer must not be taken for that of the next structure
             self.close()
             raise
+        if kind == "error":
+            raise ReferenceFailure(answer)
         return answer
 
     def close(self) -> None:
@@ -102,11 +104,13 @@ class ReferenceProcess:
         self.close()
         worker = _Worker()
         try:
-            self.packages = worker.exchange(self._recipe, max(self.timeout_s, START_S))
+            kind, answer = worker.exchange(self._recipe, max(self.timeout_s, START_S))
+            if kind == "error":
+                raise ReferenceFailure(answer)
         except BaseException:
             worker.end()
             raise
-        self._worker = worker
+        self._worker, self.packages = worker, answer
         return worker
 
 
@@ -135,8 +139,8 @@ class _Worker:
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def exchange(self, question: Any, timeout_s: float) -> Any:
-        """Send a question and wait for its answer."""
+    def exchange(self, question: Any, timeout_s: float) -> tuple[str, Any]:
+        """Send a question and wait for its answer, or for the text of an error."""
         try:
             self._line.send(question)
             if not self._line.poll(timeout_s):
@@ -146,9 +150,7 @@ class _Worker:
             kind, answer = self._line.recv()
         except (EOFError, ConnectionError) as error:
             raise ReferenceFailure(self._how_it_ended()) from error
-        if kind == "error":
-            raise ReferenceFailure(answer)
-        return answer
+        return kind, answer
 
     def _how_it_ended(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -83,9 +83,12 @@ def test_a_reference_that_dies_is_made_again(start):
 
 def test_an_error_of_the_reference_is_told_and_the_process_kept(start):
     process = start("odd_references:Raises")
+    worker = process._worker
     for _ in range(2):
         with pytest.raises(ReferenceFailure, match="SCF did not converge"):
             process.ask(CLOSE)
+    assert process._worker is worker
+    assert worker.is_alive()
 
 
 @pytest.mark.parametrize(
