@@ -10,13 +10,12 @@ import hashlib
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ase_bayesmlip.training.distributed import rank
 from ase_bayesmlip.training.log import append_metrics, truncate_metrics
-from ase_bayesmlip.training.state import differences
+from ase_bayesmlip.training.state import differences, read_checkpoint, write_checkpoint
 
 STAGE_VERSION = 1
 
@@ -105,23 +104,15 @@ def _save(stage: Stage, done: int, path: Path) -> None:
         "identity": stage.identity,
         "state": stage.state(),
     }
-    temporary = path.with_suffix(".tmp")
-    torch.save(content, temporary)
-    temporary.replace(path)
+    write_checkpoint(path, content)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path} is not a readable checkpoint ({error})") from error
-    if not isinstance(content, dict) or content.get("version") != STAGE_VERSION:
-        raise ValueError(f"{path} is not a checkpoint of version {STAGE_VERSION}")
-    return content
+    return read_checkpoint(path, STAGE_VERSION, ("done", "finished", "identity", "state"))
 
 
-def read_stage(path: Path) -> dict[str, Any]:
-    """State at the end of a stage, on the CPU.
+def read_stage(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Identity and state at the end of a stage, on the CPU.
 
     Raises
     ------
@@ -129,13 +120,10 @@ def read_stage(path: Path) -> dict[str, Any]:
     ValueError
         If the stage has not come to its end.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: train the run with --resume to its end")
     content = _read(path)
     if not content["finished"]:
         raise ValueError(f"{path} stopped after step {content['done']}; finish it with --resume")
-    state: dict[str, Any] = content["state"]
-    return state
+    return content["identity"], content["state"]
 
 
 def digest(weights: dict[str, Tensor]) -> str:

@@ -3,34 +3,49 @@
 from __future__ import annotations
 
 import csv
+import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from ase_bayesmlip.files import append_whole, write_whole
 
 METRICS_FILE = "metrics.csv"
 
 
 def append_metrics(path: Path, row: dict[str, Any]) -> None:
     """Add a row; the first one writes the header."""
-    is_new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, row)
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
+    values = list(row.values())
+    append_whole(path, _text([values] if path.exists() else [list(row), values]))
 
 
 def truncate_metrics(path: Path, epoch: int) -> None:
-    """Drop rows after `epoch`: a run continued from there writes them again."""
+    """Drop rows after `epoch`: a run continued from there writes them again.
+
+    Raises
+    ------
+    ValueError
+        If the file is not a table of this kind.
+    """
     if not path.exists():
         return
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= epoch]
-    shorter = path.with_name(path.name + ".tmp")
-    shorter.unlink(missing_ok=True)
-    for row in rows:
-        append_metrics(shorter, row)
-    # In one step, so that an interruption loses no row.
-    if rows:
-        shorter.replace(path)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *rows = list(csv.reader(file))
+            column = header.index("epoch")
+            kept = [row for row in rows if int(row[column]) <= epoch]
+    except (IndexError, ValueError, csv.Error) as error:
+        raise ValueError(
+            f"{path} is not a table of metrics with an epoch in each row ({error}); delete it, or "
+            "move it away, and go on with --resume: it is a record only"
+        ) from error
+    if kept:
+        write_whole(path, _text([header, *kept]))
     else:
         path.unlink()
+
+
+def _text(rows: Sequence[Sequence[Any]]) -> bytes:
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer).writerows(rows)
+    return buffer.getvalue().encode()

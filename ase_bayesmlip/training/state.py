@@ -7,6 +7,8 @@ learning rates are functions of the epoch and step, so no state of a random gene
 from __future__ import annotations
 
 import dataclasses
+import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ase_bayesmlip.config import Config, to_dict
+from ase_bayesmlip.files import write_whole
 
 CHECKPOINT_VERSION = 1
 
@@ -61,9 +64,7 @@ def save_state(state: TrainingState, path: Path) -> None:
     content = {
         field.name: getattr(state, field.name) for field in dataclasses.fields(TrainingState)
     }
-    temporary = path.with_suffix(".tmp")
-    torch.save({"version": CHECKPOINT_VERSION, **content}, temporary)
-    temporary.replace(path)
+    write_checkpoint(path, {"version": CHECKPOINT_VERSION, **content})
 
 
 def load_state(path: Path, device: torch.device | str = "cpu") -> TrainingState:
@@ -71,16 +72,44 @@ def load_state(path: Path, device: torch.device | str = "cpu") -> TrainingState:
 
     Raises
     ------
-    ValueError
-        If the file is no checkpoint of ours, or is of another version.
+    FileNotFoundError, ValueError
+        As `read_checkpoint`.
     """
+    names = [field.name for field in dataclasses.fields(TrainingState)]
+    content = read_checkpoint(path, CHECKPOINT_VERSION, names, device)
+    return TrainingState(**{name: content[name] for name in names})
+
+
+def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain data; an interruption or a full disk leaves the old file."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_whole(path, buffer.getvalue())
+
+
+def read_checkpoint(
+    path: Path, version: int, names: Sequence[str], device: torch.device | str = "cpu"
+) -> dict[str, Any]:
+    """Read what `write_checkpoint` wrote, which holds the version and at least these names.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such file, or if it is damaged or of another version.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: train the run with --resume to its end")
+    repair = f"delete the folder {path.parent} and train it again with --resume"
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path} is not a readable checkpoint ({error})") from error
-    if not isinstance(content, dict) or content.pop("version", None) != CHECKPOINT_VERSION:
-        raise ValueError(f"{path} is not a checkpoint of version {CHECKPOINT_VERSION}")
-    return TrainingState(**content)
+        raise ValueError(f"{path} is not a readable checkpoint ({error}); {repair}") from error
+    if not isinstance(content, dict) or content.get("version") != version:
+        raise ValueError(f"{path} is not a checkpoint of version {version}; {repair}")
+    missing = [name for name in names if name not in content]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}; {repair}")
+    return content
 
 
 def run_identity(config: Config) -> dict[str, Any]:

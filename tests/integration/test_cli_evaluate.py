@@ -13,7 +13,7 @@ from ase_bayesmlip.calculator import BayesianCalculator
 from ase_bayesmlip.card import read_card
 from ase_bayesmlip.cli.main import main
 from ase_bayesmlip.evaluation import read_evaluation_frames
-from ase_bayesmlip.report.files import write_whole
+from ase_bayesmlip.files import write_whole
 from ase_bayesmlip.structures.partly_labelled import seen_in_training
 
 ROOT = Path(__file__).parents[2]

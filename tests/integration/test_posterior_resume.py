@@ -107,7 +107,7 @@ def assert_same_fit(one, other):
     assert stages(one)
     assert_same(stages(one), stages(other))
     assert logs(one) == logs(other)
-    assert not list(other.rglob("*.tmp"))
+    assert not list(other.rglob(".*.pt.*"))
 
 
 @pytest.mark.parametrize("settings", [SWAG, IVON_TWICE, {"kind": "laplace"}, ALL])

@@ -198,7 +198,7 @@ def test_checkpoint_holds_plain_data_and_is_replaced_at_once(tmp_path):
     state = load_state(tmp_path / "run/checkpoint.pt")
     save_state(state, tmp_path / "copy.pt")
     assert_same(dataclasses.asdict(load_state(tmp_path / "copy.pt")), dataclasses.asdict(state))
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob(".*.pt.*"))
 
 
 # --- the loop ------------------------------------------------------------------------------------
