@@ -36,18 +36,15 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Draw from the posterior of a run and write the file."""
     import torch
-    import yaml
 
     from ase_bayesmlip.cli.calibrate import score_frames
     from ase_bayesmlip.posteriors import POSTERIORS
+    from ase_bayesmlip.posteriors.run_folder import read_run
     from ase_bayesmlip.serving.export import export_members
     from ase_bayesmlip.structures.labelled import read_frames, sha256
 
-    path = arguments.folder / "config.yaml"
-    if not path.is_file():
-        raise FileNotFoundError(f"{arguments.folder} is no run written by `bayesmlip train`")
-    kind = yaml.safe_load(path.read_text(encoding="utf-8"))["posterior"]["kind"]
-    posterior = POSTERIORS[kind]
+    run_config, _ = read_run(arguments.folder)
+    posterior = POSTERIORS[run_config.posterior.kind]
     state = posterior.load(arguments.folder)
     generator = torch.Generator().manual_seed(arguments.seed)
     members = posterior.draw(state, arguments.samples, generator)

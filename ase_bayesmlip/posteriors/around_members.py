@@ -26,7 +26,12 @@ from ase_bayesmlip.posteriors.members import (
     run_members,
     train_members,
 )
-from ase_bayesmlip.posteriors.run_folder import member_name, prepare_run, read_run
+from ase_bayesmlip.posteriors.run_folder import (
+    check_identity,
+    member_name,
+    prepare_run,
+    read_run,
+)
 from ase_bayesmlip.posteriors.stage import Stage, read_stage, run_stage
 from ase_bayesmlip.training.data import TrainingData, load_training_data
 from ase_bayesmlip.training.distributed import barrier, process_group
@@ -179,9 +184,12 @@ def load_stages(folder: Path, name: str) -> tuple[TrainedMembers, list[dict[str,
     """
     config, record = read_run(folder)
     n_members: int = config.posterior.members  # type: ignore[union-attr]
-    states = [
-        read_stage(Path(folder) / member_name(index) / f"{name}.pt") for index in range(n_members)
-    ]
+    states = []
+    for index in range(n_members):
+        path = Path(folder) / member_name(index) / f"{name}.pt"
+        identity, state = read_stage(path)
+        check_identity(path, identity, config, index)
+        states.append(state)
     return TrainedMembers(config, record, tuple(state["model"] for state in states)), states
 
 

@@ -13,6 +13,7 @@ import torch
 from ase_bayesmlip.config import Config as RunConfig
 from ase_bayesmlip.config.posterior import EnsembleConfig as Config
 from ase_bayesmlip.nn.potential import Potential
+from ase_bayesmlip.posteriors.lock import one_at_a_time
 from ase_bayesmlip.posteriors.members import TrainedMembers as State
 from ase_bayesmlip.posteriors.members import chosen_members, train_members
 from ase_bayesmlip.posteriors.members import load_members as load
@@ -20,6 +21,7 @@ from ase_bayesmlip.posteriors.members import load_members as load
 __all__ = ["Config", "State", "draw", "fit", "load"]
 
 
+@one_at_a_time
 def fit(
     config: RunConfig,
     folder: Path,

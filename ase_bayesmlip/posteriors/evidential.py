@@ -18,6 +18,7 @@ from ase_bayesmlip.config.loss import EVIDENTIAL_LOSSES
 from ase_bayesmlip.config.posterior import EvidentialConfig as Config
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.posteriors.around_members import check_start
+from ase_bayesmlip.posteriors.lock import one_at_a_time
 from ase_bayesmlip.posteriors.members import Start, chosen_members, train_members
 from ase_bayesmlip.posteriors.members import TrainedMembers as State
 from ase_bayesmlip.posteriors.members import load_members as load
@@ -26,6 +27,7 @@ from ase_bayesmlip.training.data import load_training_data
 __all__ = ["Config", "State", "draw", "fit", "load"]
 
 
+@one_at_a_time
 def fit(
     config: RunConfig,
     folder: Path,

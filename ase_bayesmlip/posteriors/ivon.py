@@ -31,6 +31,7 @@ from ase_bayesmlip.posteriors.around_members import (
 )
 from ase_bayesmlip.posteriors.curvature import estimated_diagonal
 from ase_bayesmlip.posteriors.ivon_optimizer import IVON
+from ase_bayesmlip.posteriors.lock import one_at_a_time
 from ase_bayesmlip.posteriors.stage import digest
 from ase_bayesmlip.training.data import GraphDataset
 from ase_bayesmlip.training.distributed import (
@@ -176,6 +177,7 @@ class Variational:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
+@one_at_a_time
 def fit(
     config: RunConfig,
     folder: Path,

@@ -54,6 +54,7 @@ from ase_bayesmlip.posteriors.linear_gaussian import (
     maximise_evidence,
     posterior_precision,
 )
+from ase_bayesmlip.posteriors.lock import one_at_a_time
 from ase_bayesmlip.posteriors.stage import digest
 from ase_bayesmlip.structures.labelled import LabelledFrame
 from ase_bayesmlip.training.data import GraphDataset
@@ -197,6 +198,7 @@ class Curvature:
             self.gaussian = Gaussian(**state["gaussian"])
 
 
+@one_at_a_time
 def fit(
     config: RunConfig,
     folder: Path,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -19,7 +20,12 @@ from ase_bayesmlip.nn.allocator import keep_freed_memory
 from ase_bayesmlip.nn.build import DataStatistics, build_potential
 from ase_bayesmlip.nn.evidential.potential import HEAD, freeze_features
 from ase_bayesmlip.nn.potential import Potential
-from ase_bayesmlip.posteriors.run_folder import member_name, prepare_run, read_run
+from ase_bayesmlip.posteriors.run_folder import (
+    check_identity,
+    member_name,
+    prepare_run,
+    read_run,
+)
 from ase_bayesmlip.training.data import GraphDataset, TrainingData, load_training_data
 from ase_bayesmlip.training.distributed import barrier, process_group, rank, world_size
 from ase_bayesmlip.training.loop import Trainer
@@ -169,8 +175,17 @@ def available_cores() -> int:
 
 
 def _start_worker(n_threads: int) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(n_threads)
     keep_freed_memory()
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as the one that started it has ended, be it killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def train_member(
@@ -251,7 +266,8 @@ def load_members(folder: Path) -> TrainedMembers:
     FileNotFoundError
         If the folder is no run or has no trained member.
     ValueError
-        If a member has not finished training, or if the run started from the members of another.
+        If a member has not finished training, is of another training than the folder says, or if
+        the run started from the members of another.
     """
     config, record = read_run(folder)
     n_members = getattr(config.posterior, "members", 1)
@@ -272,5 +288,6 @@ def load_members(folder: Path) -> TrainedMembers:
                 f"{path} stopped after epoch {state.epoch} of {config.training.epochs}; finish it "
                 "with --resume"
             )
+        check_identity(path, state.identity, config, index)
         weights.append(state.best)
     return TrainedMembers(config, record, tuple(weights))

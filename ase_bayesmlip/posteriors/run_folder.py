@@ -14,10 +14,14 @@ import yaml
 
 from ase_bayesmlip.config import Config, to_dict
 from ase_bayesmlip.config.strict import from_dict
+from ase_bayesmlip.files import write_whole
+from ase_bayesmlip.nn.build import DataStatistics
 from ase_bayesmlip.training.announcement import announce
 from ase_bayesmlip.training.data import TrainingData
 from ase_bayesmlip.training.distributed import barrier, rank
 from ase_bayesmlip.training.state import differences, run_identity
+
+CONFIG_FILE, RECORD_FILE = "config.yaml", "run.json"
 
 
 def member_name(index: int) -> str:
@@ -29,20 +33,21 @@ def prepare_run(config: Config, data: TrainingData, folder: Path, resume: bool) 
     """Say what is trained; write ``config.yaml`` and ``run.json``, or check them to resume."""
     announce(config, data)
     record = data.record()
-    written = folder / "run.json"
-    if any(folder.glob("member-*/*.pt")) and written.exists():
+    if any(folder.glob("member-*/*.pt")):
         if not resume:
             raise FileExistsError(
                 f"{folder} already holds a run; continue it with --resume, or train elsewhere"
             )
-        _check_same_run(config, record, folder)
+        # Without these two files the checkpoints themselves say what they belong to.
+        if (folder / CONFIG_FILE).exists() and (folder / RECORD_FILE).exists():
+            _check_same_run(config, record, folder)
     barrier()  # the others must not read what rank 0 is writing
     if rank() > 0:
         return
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
-    (folder / "config.yaml").write_text(text, encoding="utf-8")
-    written.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    write_whole(folder / CONFIG_FILE, text.encode())
+    write_whole(folder / RECORD_FILE, json.dumps(record, indent=1).encode())
 
 
 def _check_same_run(config: Config, record: dict[str, Any], folder: Path) -> None:
@@ -66,11 +71,87 @@ def read_run(folder: Path) -> tuple[Config, dict[str, Any]]:
     Raises
     ------
     FileNotFoundError
-        If the folder is no run.
+        If the folder is no run, or lacks a file.
+    ValueError
+        If a file is damaged; the message names it, and the repair.
     """
     folder = Path(folder)
-    if not (folder / "run.json").is_file() or not (folder / "config.yaml").is_file():
-        raise FileNotFoundError(f"{folder} is no run written by `bayesmlip train`")
-    content = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    return from_dict(Config, content), record
+    for name in (CONFIG_FILE, RECORD_FILE):
+        if not (folder / name).is_file():
+            held = any(folder.glob("member-*/*.pt"))
+            raise FileNotFoundError(
+                f"{folder} has lost its {name}; {_repair(folder)}"
+                if held
+                else f"{folder} is no run written by `bayesmlip train`"
+            )
+    path = folder / CONFIG_FILE
+    try:
+        config = from_dict(Config, yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is damaged: {error}; {_repair(folder, path)}") from error
+    path = folder / RECORD_FILE
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        _check_record(record)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}; {_repair(folder, path)}") from error
+    return config, record
+
+
+def _repair(folder: Path, path: Path | None = None) -> str:
+    first = f"delete {path.name} and " if path is not None else ""
+    return (
+        f"{first}run `bayesmlip train CONFIG --out {folder} --resume` with the configuration of "
+        "the run, which writes it again"
+    )
+
+
+def _check_record(record: Any) -> None:
+    """Refuse what `TrainingData.record` does not write."""
+    if not isinstance(record, dict):
+        raise ValueError(f"it holds a {type(record).__name__}, not a mapping")
+    kinds = {"statistics": dict, "probe": dict, "train_sha256": str, "valid_sha256": str}
+    for name, kind in kinds.items():
+        if not isinstance(record.get(name), kind):
+            raise ValueError(f"{name} is {record.get(name)!r:.60}")
+    statistics = from_dict(DataStatistics, record["statistics"], "statistics")
+    if len(statistics.reference_energies) != len(statistics.atomic_numbers):
+        raise ValueError("statistics.reference_energies has not a number for each element")
+    missing = {"numbers", "positions", "cell", "pbc"} - record["probe"].keys()
+    if missing:
+        raise ValueError(f"probe lacks {', '.join(sorted(missing))}")
+
+
+def check_identity(path: Path, identity: dict[str, Any], config: Config, index: int) -> None:
+    """Refuse a checkpoint that another training has written than the one of the configuration.
+
+    Parameters
+    ----------
+    path : Path
+        Of the checkpoint of member number `index`.
+    identity : dict
+        What it says of its training. Settings that did not exist then are not compared.
+
+    Raises
+    ------
+    ValueError
+    """
+    expected = run_identity(config) | {"shuffling_seed": config.seeds.shuffling + index}
+    changed = differences(_shared(identity, expected), _shared(expected, identity))
+    if changed:
+        raise ValueError(
+            f"{path} was written by another training than {path.parents[1] / CONFIG_FILE} says "
+            f"({'; '.join(changed)}): the folder holds a mixture of runs; train again into an "
+            "empty folder"
+        )
+
+
+def _shared(settings: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The part of nested settings whose keys another has as well."""
+    return {
+        key: _shared(value, other[key])
+        if isinstance(value, dict) and isinstance(other[key], dict)
+        else value
+        for key, value in settings.items()
+        if key in other
+    }

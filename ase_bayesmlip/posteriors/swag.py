@@ -33,6 +33,7 @@ from ase_bayesmlip.posteriors.around_members import (
     load_stages,
     starting_members,
 )
+from ase_bayesmlip.posteriors.lock import one_at_a_time
 from ase_bayesmlip.posteriors.stage import digest
 from ase_bayesmlip.training.data import GraphDataset
 from ase_bayesmlip.training.distributed import own_batches, sum_over_ranks
@@ -190,6 +191,7 @@ class Snapshots:
         self.moments = Moments(**state["moments"])
 
 
+@one_at_a_time
 def fit(
     config: RunConfig,
     folder: Path,

@@ -1,0 +1,144 @@
+"""The folder of a run: damaged files are named, and what does not belong together is refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from tiny import tiny_config
+
+from ase_bayesmlip.cli.main import main
+from ase_bayesmlip.posteriors import laplace
+from ase_bayesmlip.posteriors.run_folder import prepare_run, read_run
+from ase_bayesmlip.training.data import load_training_data
+from ase_bayesmlip.training.state import write_checkpoint
+
+CONFIG = tiny_config(training={"epochs": 1}, posterior={"kind": "laplace"})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A member and the stage after its training."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    laplace.fit(CONFIG, folder, progress=False)
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy to spoil."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def serve(run, capsys):
+    """What `bayesmlip serve` says of a folder that it refuses."""
+    assert main(["serve", str(run), "-o", str(run / "model.pt")]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert not (run / "model.pt").exists()
+    return said
+
+
+DAMAGED = {
+    "config.yaml": ["", "[]", "a: [", "data: 3", "\0", "training: {epochs: many}", "model:\n- 1"],
+    "run.json": [
+        "",
+        "[]",
+        "3",
+        "{",
+        "{}",
+        "[" * 100_000,
+        '{"statistics": {}, "probe": {}, "train_sha256": "", "valid_sha256": ""}',
+    ],
+}
+
+
+@pytest.mark.parametrize(("name", "text"), [(n, text) for n in DAMAGED for text in DAMAGED[n]])
+def test_a_damaged_file_is_named_with_the_repair(run, capsys, name, text):
+    (run / name).write_text(text)
+    said = serve(run, capsys)
+    assert f"{name} is damaged" in said
+    assert f"delete {name} and run `bayesmlip train CONFIG --out {run} --resume`" in said
+
+
+@pytest.mark.parametrize("name", ["statistics", "probe", "train_sha256"])
+@pytest.mark.parametrize("value", [None, 3, [], "x", {"numbers": 3}])
+def test_a_damaged_record_is_named(run, capsys, name, value):
+    record = json.loads((run / "run.json").read_text())
+    if type(record[name]) is type(value) is str:
+        return
+    (run / "run.json").write_text(json.dumps(record | {name: value}))
+    assert "run.json is damaged" in serve(run, capsys)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "run.json"])
+def test_a_lost_file_is_named_and_the_repair_repairs(run, capsys, name):
+    expected = (run / name).read_text()
+    (run / name).unlink()
+    assert f"has lost its {name}; run `bayesmlip train CONFIG" in serve(run, capsys)
+    data = load_training_data(CONFIG)
+    with pytest.raises(FileExistsError, match="already holds a run"):  # not trained over
+        prepare_run(CONFIG, data, run, resume=False)
+    prepare_run(CONFIG, data, run, resume=True)
+    assert (run / name).read_text() == expected
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "laplace.pt"])
+@pytest.mark.parametrize("content", [b"", b"half", None])
+def test_a_damaged_checkpoint_is_named(run, capsys, name, content):
+    path = run / "member-00" / name
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    if name == "checkpoint.pt":  # the stage holds all that is served
+        assert main(["serve", str(run), "-o", str(run / "model.pt")]) == 0
+        capsys.readouterr()
+        (run / "model.pt").unlink()
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config["posterior"] = {"kind": "point"}
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+    said = serve(run, capsys)
+    assert name in said
+    assert "--resume" in said
+
+
+def test_a_checkpoint_that_lacks_something_is_named(run, capsys):
+    path = run / "member-00/laplace.pt"
+    content = torch.load(path, weights_only=True)
+    del content["state"]
+    write_checkpoint(path, content)
+    assert "laplace.pt lacks state; delete the folder" in serve(run, capsys)
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("training", "learning_rate", 0.5),
+        ("loss", "forces_weight", 3.0),
+        ("model", "cutoff", 2.25),
+        ("seeds", "shuffling", 7),
+    ],
+)
+@pytest.mark.parametrize("kind", ["laplace", "point"])
+def test_serve_compares_the_configuration_with_the_checkpoints(
+    run, capsys, section, name, value, kind
+):
+    """As after two trainings into one folder: settings of one, weights of the other."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config[section][name] = value
+    if kind == "point":
+        config["posterior"] = {"kind": "point"}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    said = serve(run, capsys)
+    assert "was written by another training" in said
+    assert f"{section}.{name}: " in said
+
+
+def test_a_run_from_before_a_setting_existed_is_served(run):
+    path = run / "member-00/laplace.pt"
+    content = torch.load(path, weights_only=True)
+    del content["identity"]["model"]["energy_noise"]
+    write_checkpoint(path, content)
+    assert laplace.load(run).config == read_run(run)[0]
