@@ -9,13 +9,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
+
+from ase_bayesmlip.card_rules import UNITS, CardError, check_card
 
 FORMAT_VERSION = 1
 CARD_NAME = "extra/model_card.json"
 
-UNITS = {"energy": "eV", "length": "Å", "forces": "eV/Å", "stress": "eV/Å³"}
+# What reading a damaged archive may raise.
+DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +83,8 @@ class ModelCard:
     compiled : list of dict
         Programs compiled for one machine each, kept beside the TorchScript program: ``device``,
         ``dtype``, ``machine``, ``torch``, ``table_error`` of the radial tables and ``deviation``
-        of each field from the reference, both relative.
+        of each field from the reference, both relative, and ``sha256`` of each part
+        (``program.pt2``, ...), which is checked before the part is used.
     versions : dict of str to str
     created : str
         ISO date and time.
@@ -122,11 +135,12 @@ class ModelCard:
         Raises
         ------
         ValueError
-            If the text is no card, lacks a required field, or was written by a newer format.
+            If the text is no card, lacks a required field, holds one that cannot be (it is named),
+            or was written by a newer format.
         """
         try:
             content = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{source}: the model card is not valid JSON ({error})") from error
         if not isinstance(content, dict) or "format_version" not in content:
             raise ValueError(f"{source}: the model card states no format_version")
@@ -147,6 +161,13 @@ class ModelCard:
         missing = sorted(required - content.keys())
         if missing:
             raise ValueError(f"{source}: the model card lacks {', '.join(missing)}")
+        try:
+            check_card(content)
+        except CardError as error:
+            raise ValueError(
+                f"{source}: in the model card {error}; take the file from where it was written, "
+                "or write it again with `bayesmlip serve`"
+            ) from error
         return cls(**{name: value for name, value in content.items() if name in fields})
 
 
@@ -166,15 +187,15 @@ def read_card(path: str | Path) -> ModelCard:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith("/" + CARD_NAME)]
-            if not names:
-                raise ValueError(
-                    f"{path} is an archive without a model card ({CARD_NAME}): not a file written "
-                    "by `bayesmlip serve`"
-                )
-            text = archive.read(names[0]).decode("utf-8")
-    except zipfile.BadZipFile as error:
+            text = archive.read(names[0]).decode("utf-8") if len(names) == 1 else ""
+    except DAMAGE as error:
         raise ValueError(
             f"{path} is not a served model, or is cut short ({error}); write it again with "
             "`bayesmlip serve RUN -o model.pt`"
         ) from error
+    if len(names) != 1:
+        raise ValueError(
+            f"{path} is an archive {'with two model cards' if names else 'without a model card'} "
+            f"({CARD_NAME}): not a file written by `bayesmlip serve`"
+        )
     return ModelCard.from_json(text, source=str(path))

@@ -78,6 +78,18 @@ def pytest_runtest_setup(item):
         pytest.skip("needs the reference data: set BAYESMLIP_DATA to its folder")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """A cache for the session: what tests compile is not noted down among the user's programs."""
+    patch = pytest.MonkeyPatch()
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    # Its fonts would be searched again, and it would say so.
+    patch.setenv("MPLCONFIGDIR", os.environ.get("MPLCONFIGDIR", f"{cache}/matplotlib"))
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()
+
+
 @pytest.fixture(autouse=True)
 def silence(request):
     """A library does not print: fail a test in which something is written to stdout or stderr."""

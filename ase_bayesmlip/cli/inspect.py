@@ -6,6 +6,7 @@ The costs are measured ones: `examples/benchmarks/posterior_cost.py` writes the 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from importlib.resources import files
 from pathlib import Path
@@ -35,12 +36,14 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print the card, in words or as JSON."""
     from ase_bayesmlip.card import read_card
+    from ase_bayesmlip.serving.parts import check_names
 
     card = read_card(arguments.model)
+    check_names(arguments.model)
     if arguments.json:
         print(card.to_json())
         return
-    rows = describe(card)
+    rows = describe(card) | describe_code(arguments.model, card)
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"{name:>{width}}  {value}")
@@ -73,6 +76,27 @@ def describe(card: ModelCard) -> dict[str, str]:
         "written": f"{card.created} with torch {card.versions.get('torch')}, "
         f"ase_bayesmlip {card.versions.get('ase_bayesmlip')}",
     }
+
+
+def describe_code(path: Path, card: ModelCard) -> dict[str, str]:
+    """What a file would execute, and whether it is what its card says: title -> text."""
+    from ase_bayesmlip.serving.parts import PartError, checked_parts, checksums, made_here
+
+    rows = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "code": "TorchScript program"}
+    for record in card.compiled:
+        title = f"{record['device']} {record['dtype']}"
+        try:
+            found = checksums(checked_parts(path, record))
+        except PartError as error:
+            rows[title] = f"machine code that will not run: {error}"
+            continue
+        rows["code"] += f", machine code for {record['device']} in {record['dtype']}"
+        parts = ", ".join(f"{name} {digest[:16]}" for name, digest in found.items())
+        agree = "as in the card" if "sha256" in record else "none in the card"
+        here = made_here(record.get("sha256", {}).values())
+        runs = "compiled on this machine" if here else 'not compiled here: backend="aoti" to run it'
+        rows[title] = f"{parts} (checksums {agree}; {runs})"
+    return rows
 
 
 def _epistemic(card: ModelCard) -> str:
@@ -135,8 +159,9 @@ def _calibrated(card: ModelCard) -> str:
     text = f"{record['method']}, on {record['n_frames']} frames"
     before, after = (record["numbers"][stage] for stage in ("before", "after"))
     for name in after:
-        text += f"; 90% of {name}: {before[name]['coverage_90']:.1%} before, "
-        text += f"{after[name]['coverage_90']:.1%} after"
+        held = [stage.get(name, {}).get("coverage_90") for stage in (before, after)]
+        shown = ["unknown" if share is None else f"{share:.1%}" for share in held]
+        text += f"; 90% of {name}: {shown[0]} before, {shown[1]} after"
     earlier = len(card.recalibrations) - 1
     return text + (f"; {earlier} calibration(s) earlier" if earlier else "")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import warnings
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from ase_bayesmlip.card import ModelCard, read_card
-
-Files = dict[str, bytes]
+from ase_bayesmlip.files import write_whole
+from ase_bayesmlip.serving.parts import Files, PartError, checksums, folder_of, read_parts
 
 
 @contextmanager
@@ -25,15 +25,10 @@ def quiet_torchscript() -> Iterator[None]:
         yield
 
 
-def folder_of(record: dict[str, Any]) -> str:
-    """Where the files of a compiled program lie among the extra files."""
-    return f"compiled/{record['device']}-{record['dtype']}/"
-
-
 def write_served(
     scripted: torch.jit.ScriptModule, card: ModelCard, path: Path, extra: Files | None = None
 ) -> None:
-    """Write a served file; an interruption leaves no half file.
+    """Write a served file; an interruption or a full disk leaves no half file.
 
     Parameters
     ----------
@@ -42,44 +37,53 @@ def write_served(
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    files = {"model_card.json": card.to_json(), **(extra or {})}
-    try:
-        with quiet_torchscript():
-            torch.jit.save(scripted, str(temporary), _extra_files=files)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    with quiet_torchscript():
+        files = {"model_card.json": card.to_json(), **(extra or {})}
+        torch.jit.save(scripted, buffer, _extra_files=files)
+    write_whole(path, buffer.getvalue())
 
 
 def replace_card(path: Path, card: ModelCard) -> None:
-    """Write a served file again with another card, its programs unchanged."""
-    extra = read_compiled(path, read_card(path).compiled)
-    with quiet_torchscript():
-        scripted = torch.jit.load(path, map_location="cpu")
-    write_served(scripted, card, path, extra)
+    """Write a served file again with another card, its programs unchanged.
+
+    Raises
+    ------
+    ValueError
+        If a compiled part is damaged.
+    """
+    _write_again(path, card, _parts(path, read_card(path).compiled))
 
 
 def add_compiled(path: Path, record: dict[str, Any], files: Files) -> ModelCard:
-    """Write a served file again with one more compiled program, or another in its place."""
+    """Write a served file again with one more compiled program, or another in its place.
+
+    The record gets the checksums of the files.
+
+    Raises
+    ------
+    ValueError
+        If a part that stays is damaged.
+    """
     card = read_card(path)
     kept = [other for other in card.compiled if folder_of(other) != folder_of(record)]
-    extra = read_compiled(path, kept)
+    extra = _parts(path, kept)
     extra |= {folder_of(record) + name: content for name, content in files.items()}
-    card = dataclasses.replace(card, compiled=[*kept, record])
-    with quiet_torchscript():
-        scripted = torch.jit.load(path, map_location="cpu")
-    write_served(scripted, card, path, extra)
+    card = dataclasses.replace(card, compiled=[*kept, record | {"sha256": checksums(files)}])
+    _write_again(path, card, extra)
     return card
 
 
-def read_compiled(path: Path, records: list[dict[str, Any]]) -> Files:
-    """Files of the compiled programs that the records name, by their name in the archive."""
-    folders = tuple(folder_of(record) for record in records)
-    if not folders:
-        return {}
-    with zipfile.ZipFile(path) as archive:
-        names = {name: name.split("/extra/", 1)[-1] for name in archive.namelist()}
-        return {
-            short: archive.read(name) for name, short in names.items() if short.startswith(folders)
-        }
+def _parts(path: Path, records: list[dict[str, Any]]) -> Files:
+    try:
+        return read_parts(path, records)
+    except PartError as error:
+        raise ValueError(
+            f"{path}: {error}; write the file again with `bayesmlip serve`, and compile it"
+        ) from error
+
+
+def _write_again(path: Path, card: ModelCard, extra: Files) -> None:
+    with quiet_torchscript():
+        scripted = torch.jit.load(str(path), map_location="cpu")
+    write_served(scripted, card, path, extra)

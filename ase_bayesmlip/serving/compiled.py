@@ -16,6 +16,7 @@ from torch import Tensor
 from ase_bayesmlip.graph import AtomicGraph, dense_edges
 from ase_bayesmlip.nn.stacked.operators import INTERFACE, load_kernels
 from ase_bayesmlip.prediction import Prediction
+from ase_bayesmlip.serving.parts import PARTS
 
 CPU_INFO = Path("/proc/cpuinfo")
 # Prefixes of the instruction sets that compilers use for numerics.
@@ -152,8 +153,9 @@ class CompiledProgram:
         # Libraries stay mapped after their files are gone.
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            for file, content in files.items():
-                (folder / file).write_bytes(content)
+            for file in PARTS:  # no name from the file ends in a path
+                if file in files:
+                    (folder / file).write_bytes(files[file])
             if "kernels.so" in files:
                 load_kernels(folder / "kernels.so", record["digest"])
             load = torch._inductor.aoti_load_package

@@ -14,6 +14,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,14 +30,15 @@ from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.nn.stacked.operators import INTERFACE, load_kernels
 from ase_bayesmlip.serving.archive import add_compiled, quiet_torchscript
 from ase_bayesmlip.serving.compiled import CompiledProgram, machine_of, program_inputs
+from ase_bayesmlip.serving.parts import remember
 from ase_bayesmlip.serving.program import MixtureProgram
 from ase_bayesmlip.serving.runtime import (
     DTYPES,
     LoadedModel,
     find_device,
     load_model,
-    probe_graph,
 )
+from ase_bayesmlip.serving.self_test import probe_graph
 from ase_bayesmlip.serving.variance_scaling import set_factors, total_factors
 from ase_bayesmlip.structures.neighbors import graph_of
 
@@ -61,7 +63,8 @@ def compile_served(path: Path, device: str = "cpu", dtype: str | None = None) ->
     Parameters
     ----------
     path : Path
-        Rewritten with the compiled program; an interruption leaves the file as it was.
+        Rewritten with the compiled program and its checksums, which are also noted down on this
+        machine (`serving.parts`); an interruption leaves the file as it was.
     device : "cpu" or "cuda"
     dtype : "float32", "float64" or None
         None takes the precision of the training.
@@ -70,6 +73,11 @@ def compile_served(path: Path, device: str = "cpu", dtype: str | None = None) ->
     -------
     ModelCard
         With the record of the compilation in `compiled`.
+
+    Warns
+    -----
+    UserWarning
+        If the note cannot be written, e.g. where the home folder is read-only.
 
     Raises
     ------
@@ -118,9 +126,24 @@ def compile_served(path: Path, device: str = "cpu", dtype: str | None = None) ->
             "table_error": program.table_error,
         }
         compiled = CompiledProgram(record, files, target)
-        record["deviation"] = _compare(compiled, load_model(path, dtype="float64"), dtype)
+        reference = load_model(path, dtype="float64", backend="torchscript")
+        record["deviation"] = _compare(compiled, reference, dtype)
     record["seconds"] = round(time.monotonic() - started, 1)
-    return add_compiled(path, record, files)
+    card = add_compiled(path, record, files)
+    _remember(card.compiled[-1], path)
+    return card
+
+
+def _remember(record: dict[str, Any], path: Path) -> None:
+    """Note down that this machine made the parts, so that they run here without being asked for."""
+    try:
+        remember(record["sha256"].values())
+    except OSError as error:
+        warnings.warn(
+            f"what was compiled here cannot be noted down ({error}): {path} runs its compiled "
+            'program only when asked to, with backend="aoti"',
+            stacklevel=3,
+        )
 
 
 def rebuild_members(path: Path) -> tuple[list[Potential | LastLayerPotential], torch.Tensor]:

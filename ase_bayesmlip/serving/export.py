@@ -17,7 +17,8 @@ from ase_bayesmlip.nn.evidential.potential import ComponentPotential, Evidential
 from ase_bayesmlip.nn.last_layer import LastLayerPotential
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.serving.archive import quiet_torchscript, write_served
-from ase_bayesmlip.serving.runtime import DTYPES, expected_numbers, probe_graph
+from ase_bayesmlip.serving.runtime import DTYPES
+from ase_bayesmlip.serving.self_test import expected_numbers, probe_graph
 from ase_bayesmlip.serving.served_model import ServedModel
 
 

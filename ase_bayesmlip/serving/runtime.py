@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import os
 import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from ase import Atoms
 
 from ase_bayesmlip.card import ModelCard, read_card
 from ase_bayesmlip.graph import AtomicGraph, batch_graphs
 from ase_bayesmlip.nn.allocator import keep_freed_memory
 from ase_bayesmlip.prediction import Prediction
-from ase_bayesmlip.serving.archive import folder_of, quiet_torchscript, read_compiled
+from ase_bayesmlip.serving.archive import quiet_torchscript
 from ase_bayesmlip.serving.compiled import CompiledProgram, obstacle
-from ase_bayesmlip.structures.neighbors import graph_of
+from ase_bayesmlip.serving.parts import PartError, check_names, checked_parts, made_here
+from ase_bayesmlip.serving.self_test import check_program, self_test
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 BACKENDS = ("auto", "torchscript", "aoti")
-
-# Largest deviation of the self-test, relative to the size of what is compared.
-PROBE_TOLERANCE = {"float32": 1e-3, "float64": 1e-7}
-
-# Relative error of one member's energies and forces that a spread of members may show.
-MEMBER_ERROR = {"float32": 1e-5, "float64": 1e-12}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +35,18 @@ class LoadedModel:
     device : torch.device
     dtype : str
     path : str
+        Absolute, so that it names the file in another process, too.
     program : CompiledProgram or None
         Takes the place of the module where it can.
+    sha256 : str
+        Of the file.
+    asked_backend : str
+        What was asked for; `backend` is what came of it.
+
+    Notes
+    -----
+    Copies share the model: it does not change. A pickle holds where the file is, its checksum and
+    the settings, and loads it anew: the file must be there, and be the same.
     """
 
     module: Any
@@ -50,6 +55,16 @@ class LoadedModel:
     dtype: str
     path: str
     program: CompiledProgram | None = None
+    sha256: str = ""
+    asked_backend: str = "auto"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LoadedModel:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What ran here runs there: no warning of a program that is not run is repeated.
+        backend = "torchscript" if self.program is None else self.asked_backend
+        return _load_again, (self.path, str(self.device), self.dtype, backend, self.sha256)
 
     @property
     def backend(self) -> str:
@@ -89,6 +104,32 @@ class LoadedModel:
         return Prediction(*detached)  # type: ignore[arg-type]
 
 
+def _load_again(path: str, device: str, dtype: str, backend: str, sha256: str) -> LoadedModel:
+    """A model from its pickle.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the file is not there, or is another than it was.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"no model file at {path}, from which a pickled calculator loads its model: a pickle "
+            "holds the path of the file, which this machine must see, and not the model"
+        )
+    if _checksum(path) != sha256:
+        raise ValueError(
+            f"{path} has changed since the calculator was pickled (SHA-256 {sha256[:16]}... then): "
+            "its numbers may be others; make the calculator again from the path"
+        )
+    return load_model(path, device, dtype, backend)
+
+
+def _checksum(path: str | Path) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _prepared(graph: AtomicGraph, device: torch.device) -> AtomicGraph:
     """A contiguous copy on the device that gradients may be taken of, whatever made the original.
 
@@ -126,20 +167,25 @@ def load_model(
     dtype : "float32", "float64" or None
         None takes the precision of the training; reductions are in float64 either way.
     backend : "auto", "torchscript" or "aoti"
-        "auto" takes the program compiled for this machine, device and dtype where the file has
-        one. A compiled program that cannot run here, or is missing though "aoti" was asked for,
-        gives way to TorchScript with one warning.
+        "auto" takes the program that was compiled on this machine for the device and dtype, where
+        the file has one. Machine code that was compiled elsewhere runs with "aoti" alone: ask for
+        it if you trust where the file comes from (`serving.parts`). A compiled program that may
+        not or cannot run here, is damaged, or is missing though "aoti" was asked for, gives way to
+        TorchScript with one warning. "torchscript" loads no machine code.
 
     Raises
     ------
     FileNotFoundError
     ValueError
-        If the file is not ours, cut short, or of a newer format; if the device, dtype or backend
-        is unknown or absent; if the probe structure gives other numbers than when it was saved.
+        If the file is not ours, cut short, or of a newer format, or holds anything that a served
+        file does not; if the device, dtype or backend is unknown or absent; if card and program
+        contradict each other; if the probe structure gives other numbers than when it was saved.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is unknown; choose {', '.join(BACKENDS)}")
     card = read_card(path)
+    check_names(Path(path))
+    absolute, digest = os.path.abspath(path), _checksum(path)  # noqa: PTH100 (keeps links)
     dtype = card.dtype if dtype is None else str(dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown; choose {' or '.join(DTYPES)}")
@@ -154,20 +200,25 @@ def load_model(
             f"{path}: torch {torch.__version__} cannot load the program in the file ({error}); "
             f"the file was written with torch {card.versions.get('torch', 'unknown')}"
         ) from error
+    check_program(module, card, path)
     _cast(module, DTYPES[dtype])
     if target.type == "cuda" and hasattr(module, "numbers_at_once"):  # older files take all at once
         module.numbers_at_once = _numbers_that_fit(target, DTYPES[dtype])
     with quiet_torchscript():
         module = torch.jit.freeze(module.to(target).eval())
-    program = None if backend == "torchscript" else _compiled_program(path, card, target, dtype)
+    program = None
+    if backend != "torchscript":
+        program = _compiled_program(path, card, target, dtype, asked=backend == "aoti")
     if program is None and backend == "aoti" and not _records(card, target, dtype):
         warnings.warn(
             f"{path} has no program compiled for {target.type} in {dtype}; TorchScript is used. "
             f"Compile one with: bayesmlip compile {path}",
             stacklevel=2,
         )
-    model = LoadedModel(module, card, target, dtype, str(path), program)
-    _self_test(model)
+    model = LoadedModel(
+        module, card, target, dtype, absolute, program, sha256=digest, asked_backend=backend
+    )
+    self_test(model)
     return model
 
 
@@ -176,18 +227,23 @@ def _records(card: ModelCard, device: torch.device, dtype: str) -> list[dict[str
 
 
 def _compiled_program(
-    path: str | Path, card: ModelCard, device: torch.device, dtype: str
+    path: str | Path, card: ModelCard, device: torch.device, dtype: str, asked: bool
 ) -> CompiledProgram | None:
     """The program of the file for this device and dtype; None, with a warning, if it fails."""
     for record in _records(card, device, dtype):
         problem = obstacle(record, device)
+        if problem is None and not asked and not made_here(record.get("sha256", {}).values()):
+            warnings.warn(
+                f"the compiled program in {path} is machine code that this machine has not "
+                "compiled; TorchScript is used. If you trust the file, allow it with "
+                f'backend="aoti", or compile it here: bayesmlip compile {path}',
+                stacklevel=3,
+            )
+            continue
         if problem is None:
-            folder = folder_of(record)
-            content = read_compiled(Path(path), [record])
-            files = {name.removeprefix(folder): data for name, data in content.items()}
             try:
-                return CompiledProgram(record, files, device)
-            except (RuntimeError, OSError) as error:
+                return CompiledProgram(record, checked_parts(Path(path), record), device)
+            except (RuntimeError, OSError, PartError) as error:
                 problem = str(error)
         warnings.warn(
             f"the compiled program in {path} cannot run here ({problem}); TorchScript is used. "
@@ -227,73 +283,3 @@ def _cast(module: Any, dtype: torch.dtype) -> None:
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if tensor.is_floating_point() and not name.startswith(IN_FLOAT64):
             tensor.data = tensor.data.to(dtype)
-
-
-def probe_graph(probe: dict[str, Any], cutoff: float) -> AtomicGraph:
-    """The probe structure of a card as a graph."""
-    atoms = Atoms(probe["numbers"], probe["positions"], cell=probe["cell"], pbc=probe["pbc"])
-    return graph_of(atoms, cutoff)
-
-
-def expected_numbers(prediction: Prediction) -> dict[str, Any]:
-    """What the self-test compares: energy, forces, and every variance the model gives."""
-    names = [
-        "energy",
-        "forces",
-        "energy_var_epistemic",
-        "energy_var_aleatoric",
-        "forces_cov_epistemic",
-        "forces_cov_aleatoric",
-    ]
-    values = {name: getattr(prediction, name) for name in names}
-    return {
-        name: value.detach().to("cpu", torch.float64).tolist()
-        for name, value in values.items()
-        if value is not None
-    }
-
-
-def _self_test(model: LoadedModel) -> None:
-    """Evaluate the probe twice (the first calls specialise the program) and compare."""
-    probe = model.card.probe
-    if not probe:
-        return
-    graph = probe_graph(probe, model.card.cutoff)
-    for _ in range(2):
-        found = expected_numbers(model.predict([graph]))
-    allowed = _allowed_deviations(model)
-    for name, expected in probe["expected"].items():
-        deviation = np.abs(np.asarray(found[name]) - np.asarray(expected)).max()
-        # Written so that NaN fails.
-        if not deviation <= allowed[name]:
-            raise ValueError(
-                f"{model.path} fails its self-test on {model.device} in {model.dtype}: {name} of "
-                f"the probe structure deviates by {deviation:.3g} (allowed {allowed[name]:.3g})."
-                f" It was written with torch {model.card.versions.get('torch')}, this is "
-                f"{torch.__version__}; export it again from the training run"
-            )
-
-
-def _allowed_deviations(model: LoadedModel) -> dict[str, float]:
-    """Largest deviation of each probe number.
-
-    A variance over members is a square of small differences: with a rounding error δ in each
-    member, σ² may change by 2σδ + δ².
-    """
-    probe = model.card.probe
-    symbols = Atoms(probe["numbers"]).get_chemical_symbols()
-    offset = sum(model.card.reference_energies[symbol] for symbol in symbols)
-    expected = {name: np.abs(np.asarray(value)) for name, value in probe["expected"].items()}
-    interaction = np.abs(np.asarray(probe["expected"]["energy"]) - offset).max()
-    scales = {"energy": interaction, "forces": expected["forces"].max()}
-    # What a compiled program was off by when it was compiled, and a little more.
-    measured = {} if model.program is None else model.program.record["deviation"]
-    allowed = {}
-    for name, size in expected.items():
-        largest = interaction if name == "energy" else size.max()
-        tolerance = max(PROBE_TOLERANCE[model.dtype], 2.0 * measured.get(name, 0.0))
-        allowed[name] = tolerance * max(largest, 1e-6)
-        if name.endswith("epistemic"):
-            rounding = MEMBER_ERROR[model.dtype] * scales[name.split("_")[0]]
-            allowed[name] += rounding * (2.0 * np.sqrt(largest) + rounding)
-    return allowed

@@ -1,9 +1,11 @@
 """The compiled backend: the numbers of the reference, and a way back where it cannot run."""
 
 import dataclasses
+import hashlib
 import os
 import shutil
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -17,9 +19,10 @@ from ase_bayesmlip.card import read_card
 from ase_bayesmlip.cli.main import main
 from ase_bayesmlip.prediction import Prediction
 from ase_bayesmlip.serving import compiled
-from ase_bayesmlip.serving.archive import add_compiled, read_compiled, replace_card
+from ase_bayesmlip.serving.archive import add_compiled, replace_card
 from ase_bayesmlip.serving.calibrate import write_recalibrated
 from ase_bayesmlip.serving.compiler import compile_served
+from ase_bayesmlip.serving.parts import PARTS, checksums, read_parts, record_path
 from ase_bayesmlip.serving.runtime import load_model
 from ase_bayesmlip.serving.variance_scaling import total_factors
 from ase_bayesmlip.structures.neighbors import graph_of
@@ -224,8 +227,9 @@ def test_another_machine_falls_back_with_one_warning(copy, ethanol, changes, rea
 def test_a_damaged_program_falls_back(copy):
     record = read_card(copy).compiled[0]
     add_compiled(copy, record, {"program.pt2": b"no program", "kernels.so": b"no library"})
-    with pytest.warns(UserWarning, match="cannot run here"):
-        assert load_model(copy).backend == "torchscript"
+    with pytest.warns(UserWarning, match="cannot run here") as caught:
+        assert load_model(copy, backend="aoti").backend == "torchscript"
+    assert len(caught) == 1
 
 
 def test_a_program_for_other_kernels_is_not_run(copy):
@@ -248,16 +252,16 @@ def test_a_program_that_gives_other_numbers_is_refused(copy):
 
 def test_programs_survive_a_new_card_and_are_replaced_one_by_one(copy):
     card = read_card(copy)
-    before = read_compiled(copy, card.compiled)
+    before = read_parts(copy, card.compiled)
     replace_card(copy, dataclasses.replace(card, calibration={"n_frames": 0}))
-    assert read_compiled(copy, card.compiled) == before
+    assert read_parts(copy, card.compiled) == before
     second = {**card.compiled[0], "dtype": "float64"}
     add_compiled(copy, second, {"program.pt2": b"one"})
     add_compiled(copy, second, {"program.pt2": b"two"})
     records = read_card(copy).compiled
     assert [record["dtype"] for record in records] == ["float32", "float64"]
-    assert read_compiled(copy, records[:1]) == before
-    assert read_compiled(copy, records[1:]) == {"compiled/cpu-float64/program.pt2": b"two"}
+    assert read_parts(copy, records[:1]) == before
+    assert read_parts(copy, records[1:]) == {"compiled/cpu-float64/program.pt2": b"two"}
     assert load_model(copy).backend == "aoti"
 
 
@@ -287,3 +291,121 @@ def test_command_without_a_compiler_leaves_the_file_alone(
 def test_inspect_shows_the_program(shipped, capsys):
     assert main(["inspect", str(shipped)]) == 0
     assert "cpu in float32" in capsys.readouterr().out
+
+
+# --- Machine code runs where it was made, or on request. ---
+
+
+def entries(path):
+    """Name -> content of everything in an archive."""
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def rewrite(path, content):
+    """Write an archive again with other content, uncompressed as torch does."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+
+
+def part_of(path, part):
+    return next(name for name in entries(path) if name.endswith(f"/{part}"))
+
+
+def test_the_card_has_the_checksum_of_each_part(shipped):
+    card = read_card(shipped)
+    parts = read_parts(shipped, card.compiled)
+    assert card.compiled[0]["sha256"] == {
+        name.rsplit("/", 1)[1]: digest for name, digest in checksums(parts).items()
+    }
+    assert set(card.compiled[0]["sha256"]) == {"program.pt2", "kernels.so"} < set(PARTS)
+
+
+def test_machine_code_from_elsewhere_runs_on_request_alone(copy, tmp_path, monkeypatch):
+    assert load_model(copy).backend == "aoti"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
+    with pytest.warns(UserWarning, match=r'has not compiled.*backend="aoti"') as caught:
+        assert load_model(copy).backend == "torchscript"
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_model(copy, backend="torchscript").backend == "torchscript"
+        assert load_model(copy, backend="aoti").backend == "aoti"
+    assert not (tmp_path / "another machine").exists()
+
+
+def test_a_part_other_than_the_card_says_is_not_run(copy):
+    content = entries(copy)
+    content[part_of(copy, "kernels.so")] += b"!"
+    rewrite(copy, content)
+    for backend in ("auto", "aoti"):
+        with pytest.warns(UserWarning, match=r"checksum of kernels\.so is not") as caught:
+            assert load_model(copy, backend=backend).backend == "torchscript"
+        assert len(caught) == 1
+
+
+@pytest.mark.parametrize("part", ["program.pt2", "kernels.so"])
+def test_a_missing_part_falls_back(copy, part):
+    content = entries(copy)
+    del content[part_of(copy, part)]
+    rewrite(copy, content)
+    with pytest.warns(UserWarning, match=rf"cannot run here.*{part}") as caught:
+        assert load_model(copy, backend="aoti").backend == "torchscript"
+    assert len(caught) == 1
+
+
+def test_a_part_damaged_on_the_disk_falls_back(copy, capsys):
+    """Which zipfile notices by a checksum of its own; the message is one line, no traceback."""
+    content = bytearray(copy.read_bytes())
+    inside = content.index(entries(copy)[part_of(copy, "kernels.so")])
+    content[inside + 1000] ^= 0xFF
+    copy.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"kernels\.so is damaged") as caught:
+        assert load_model(copy).backend == "torchscript"
+    assert len(caught) == 1
+    assert main(["inspect", str(copy)]) == 0
+    assert "will not run" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"model\.pt: .*kernels\.so is damaged.*serve"):
+        replace_card(copy, read_card(copy))
+
+
+def test_a_file_from_before_there_were_checksums(copy):
+    record = {k: v for k, v in read_card(copy).compiled[0].items() if k != "sha256"}
+    content = entries(copy)
+    name = next(name for name in content if name.endswith("model_card.json"))
+    card = dataclasses.replace(read_card(copy), compiled=[record])
+    rewrite(copy, content | {name: card.to_json().encode()})
+    with pytest.warns(UserWarning, match="has not compiled"):
+        assert load_model(copy).backend == "torchscript"
+    assert load_model(copy, backend="aoti").backend == "aoti"
+
+
+def test_a_copy_with_another_card_keeps_its_permission(copy):
+    card = read_card(copy)
+    replace_card(copy, dataclasses.replace(card, created="later"))
+    assert read_card(copy).compiled == card.compiled
+    assert load_model(copy).backend == "aoti"
+
+
+def test_inspect_says_what_code_a_file_carries(copy, capsys, tmp_path, monkeypatch):
+    main(["inspect", str(copy)])
+    said = capsys.readouterr().out
+    assert hashlib.sha256(copy.read_bytes()).hexdigest() in said
+    assert "TorchScript program, machine code for cpu in float32" in said
+    assert read_card(copy).compiled[0]["sha256"]["kernels.so"][:16] in said
+    assert "checksums as in the card; compiled on this machine" in said
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    main(["inspect", str(copy)])
+    assert 'not compiled here: backend="aoti" to run it' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "record", [b"", b"[]", b"{}", b'{"sha256": 3}', b'{"sha256": [[1]]}', b"\xff"]
+)
+def test_a_record_that_cannot_be_read_trusts_nothing(copy, tmp_path, monkeypatch, record):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    record_path().parent.mkdir()
+    record_path().write_bytes(record)
+    with pytest.warns(UserWarning, match="has not compiled"):
+        assert load_model(copy).backend == "torchscript"

@@ -284,7 +284,17 @@ def test_the_same_frames_twice_change_nothing(served, labelled, tmp_path):
 def test_a_compiled_program_is_left_out_with_a_warning(served, labelled, tmp_path, serve):
     path = tmp_path / "compiled.pt"
     serve("small", path)
-    add_compiled(path, {"device": "cpu", "dtype": "float64"}, {"program.pt2": b"old variances"})
+    record = {
+        "device": "cpu",
+        "dtype": "float64",
+        "fields": ["energy"],
+        "torch": "0",
+        "machine": {"system": "", "machine": ""},
+        "digest": "",
+        "table_error": 0.0,
+        "deviation": {},
+    }
+    add_compiled(path, record, {"program.pt2": b"old variances"})
     with pytest.warns(UserWarning, match=r"left out of .*compile it again with: bayesmlip compile"):
         card = calibrate_file(path, read_frames(str(labelled("good.extxyz"))), path)
     assert card.compiled == read_card(path).compiled == []
