@@ -9,13 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
-from ase.calculators.calculator import (
-    Calculator,
-    PropertyNotImplementedError,
-    all_changes,
-)
+from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 from ase.outputs import Properties, all_outputs
 
+from ase_bayesmlip.calculator_settings import ServedCalculator
 from ase_bayesmlip.card import ModelCard
 from ase_bayesmlip.graph import AtomicGraph
 from ase_bayesmlip.prediction import to_results
@@ -43,7 +40,7 @@ MATRICES = EXTRA | {"forces_cov_aleatoric"}
 SEEN = ["positions", "numbers", "cell", "pbc"]
 
 
-class BayesianCalculator(Calculator):
+class BayesianCalculator(ServedCalculator):
     """Energy, forces and stress of a served model, with their variances.
 
     Parameters
@@ -112,23 +109,26 @@ class BayesianCalculator(Calculator):
                     f"{model.backend}; load it with the device, dtype and backend you want, or "
                     "give the path of the file"
                 )
-            self.model = model
         else:
-            self.model = load_model(model, device or "cpu", dtype, backend)
-        self.card: ModelCard = self.model.card
-        self.return_members = return_members
-        self.lazy = lazy
-        self._neighbors = NeighborList(self.card.cutoff, skin)
-        self.implemented_properties = _implemented(self.card, return_members)
+            model = load_model(model, device or "cpu", dtype, backend)
+        self._configure(model, skin, return_members, lazy)
+
+    def _configure(self, model: LoadedModel, skin: float, return_members: bool, lazy: bool) -> None:
+        for name, value in (("return_members", return_members), ("lazy", lazy)):
+            if not isinstance(value, bool | np.bool_):
+                raise TypeError(f"{name} is {value!r}; it must be True or False")
+        self._neighbors = NeighborList(model.card.cutoff, skin)
+        self.model = model
+        self.implemented_properties = _implemented(model.card, return_members)
         self.lone_atoms: tuple[int, ...] = ()
         self.parameters.update(
-            model=self.model.path,
-            device=str(self.model.device),
-            dtype=self.model.dtype,
-            backend=self.model.backend,
-            skin=skin,
-            return_members=return_members,
-            lazy=lazy,
+            model=model.path,
+            device=str(model.device),
+            dtype=model.dtype,
+            backend=model.backend,
+            skin=float(skin),
+            return_members=bool(return_members),
+            lazy=bool(lazy),
         )
 
     def calculate(

@@ -116,7 +116,7 @@ class NeighborList:
     """
 
     def __init__(self, cutoff: float, skin: float = 0.5) -> None:
-        if cutoff <= 0 or skin < 0:
+        if not (0 < cutoff < np.inf and 0 <= skin < np.inf):
             raise ValueError(f"cutoff must be positive and skin not negative: {cutoff}, {skin}")
         self.cutoff = cutoff
         self.skin = skin
