@@ -18,7 +18,7 @@ from ase.md.nose_hoover_chain import NoseHooverChainNVT
 from ase.md.verlet import VelocityVerlet
 
 from ase_bayesmlip.md.constraints import check_constraints, degrees_of_freedom, holding_constraints
-from ase_bayesmlip.md.temperature import is_at_rest
+from ase_bayesmlip.md.temperature import is_at_rest, target_temperature_K
 
 INTEGRATORS = ("langevin", "velocity_verlet", "nose_hoover", "bussi", "langevin_baoab")
 
@@ -161,7 +161,7 @@ def set_temperature(dyn: MolecularDynamics, temperature_K: float) -> None:
     Raises
     ------
     ValueError
-        If the integrator has no thermostat.
+        If the integrator has no thermostat, or one whose target cannot be changed.
     """
     if hasattr(dyn, "set_temperature"):
         dyn.set_temperature(temperature_K=temperature_K)
@@ -174,4 +174,9 @@ def set_temperature(dyn: MolecularDynamics, temperature_K: float) -> None:
         thermostat._Q *= target / thermostat._kT
         thermostat._kT = target
     else:
-        raise ValueError(f"{type(dyn).__name__} has no thermostat to set to {temperature_K} K")
+        kind, target = type(dyn).__name__, target_temperature_K(dyn)
+        if target is not None:
+            raise ValueError(
+                f"{kind} cannot go from {target:g} K to {temperature_K} K: make it anew"
+            )
+        raise ValueError(f"{kind} has no thermostat to set to {temperature_K} K")
