@@ -151,15 +151,15 @@ def _with_near_images(atoms: Atoms) -> tuple[np.ndarray, np.ndarray]:
                 f"{axis}: {cell.tolist()}; give a cell that is less oblique"
             )
         margin = MIN_DISTANCE / heights[axis]
-        n_images = math.ceil(margin)
         found = [scaled]
-        for shift in range(-n_images, n_images + 1):
-            place = scaled[:, axis] + shift
-            near = (place > -margin) & (place < 1.0 + margin) if shift else np.zeros(0, dtype=bool)
-            if near.any():
-                image = scaled[near]
-                image[:, axis] = place[near]
-                found.append(image)
-                owners = np.concatenate([owners, owners[: len(scaled)][near]])
+        for shift in range(1, math.ceil(margin) + 1):
+            for sign in (shift, -shift):
+                place = scaled[:, axis] + sign
+                near = np.flatnonzero(place < 1.0 + margin if sign > 0 else place > -margin)
+                if len(near):
+                    image = scaled[near]
+                    image[:, axis] += sign
+                    found.append(image)
+                    owners = np.concatenate([owners, owners[near]])
         scaled = np.concatenate(found)
     return scaled @ cell, owners

@@ -16,6 +16,8 @@ from pathlib import Path
 
 CLOSING = {"'": "'", '"': '"', "{": "}", "[": "]"}
 FLAGS = {"T", "F", "True", "False", "true", "false", "TRUE", "FALSE", "0", "1"}
+# A pair that leaves no doubt: a bare value, or one in double quotes.
+PLAIN = re.compile(r"\s*([^\s=\"'{}\[\]\\]+)=(?:\"([^\"\\]+)\"|([^\s=\"'{}\[\]\\]+))(?=\s|$)")
 NAME = re.compile(r"([A-Za-z_][\w-]*)[\"']?\s*=")
 
 # Columns that hold positions, and elements, under the names that the reader knows.
@@ -144,6 +146,18 @@ def _wrong_columns(properties: str | None, rows: list[str]) -> str | None:
 
 def divide(line: str) -> list[Pair]:
     """A comment line as keys and values, by the rules of ASE's reader."""
+    pairs: list[Pair] = []
+    end = 0
+    while end < len(line):
+        found = PLAIN.match(line, end)
+        if found is None:
+            return _divide_by_character(line)
+        end = found.end()
+        pairs.append(Pair(found[1], found[2] or found[3], 1, found.end(1) + 1, end, is_new=False))
+    return pairs
+
+
+def _divide_by_character(line: str) -> list[Pair]:
     pairs = [Pair()]
     closing, opened, opened_inside, escaped = "", 0, False, False
     for position, char in enumerate(line):

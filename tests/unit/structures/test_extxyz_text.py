@@ -140,7 +140,10 @@ def test_cell_as_vec_rows(tmp_path):
     assert [number for number, _ in read_structures(path, slice(None))] == [0, 1]
 
 
-@given(st.text(alphabet="ab1=\"'{}[] \\.T", max_size=25))
+PIECES = st.sampled_from([*"ab1=\"'{}[] \\.T", " key=", 'k="', '" ', " a=1 ", ' b="1 2" '])
+
+
+@given(st.lists(PIECES, min_size=1, max_size=20).map("".join).filter(str.strip))
 def test_a_line_is_divided_as_ase_does(line):
     try:
         expected = key_val_str_to_dict(line)
