@@ -20,6 +20,8 @@ FLAGS = {"T", "F", "True", "False", "true", "false", "TRUE", "FALSE", "0", "1"}
 PLAIN = re.compile(r"\s*([^\s=\"'{}\[\]\\]+)=(?:\"([^\"\\]+)\"|([^\s=\"'{}\[\]\\]+))(?=\s|$)")
 NAME = re.compile(r"([A-Za-z_][\w-]*)[\"']?\s*=")
 
+DEFAULT_PROPERTIES = "species:S:1:pos:R:3"
+
 # Columns that hold positions, and elements, under the names that the reader knows.
 POSITIONS, ELEMENTS = {"pos", "positions"}, {"species", "symbols", "Z", "numbers"}
 
@@ -39,6 +41,8 @@ class Pair:
     swallows : bool
         Whether the value holds another key: a sign of equality behind a blank, neither of them
         between quotes at the ends of the value.
+    quotes_pair : bool
+        Whether there is one between such quotes, which is a text as long as they are balanced.
     """
 
     key: str = ""
@@ -47,6 +51,7 @@ class Pair:
     start: int = 0
     end: int = 0
     swallows: bool = False
+    quotes_pair: bool = False
     is_new: bool = True  # nothing yet since the last '='
     has_blank: bool = False
 
@@ -114,7 +119,7 @@ def _problem(lines: list[str]) -> str | None:
             )
         if pair.n_equals and values.setdefault(pair.key, pair.value) != pair.value:
             return f"the key '{pair.key}' is there twice, with other values; keep one of them"
-    return _wrong_pbc(values) or _wrong_columns(values.get("Properties"), lines[1:])
+    return _wrong_pbc(values) or _wrong_columns(values, lines[1:])
 
 
 def _wrong_pbc(values: dict[str, str]) -> str | None:
@@ -124,9 +129,13 @@ def _wrong_pbc(values: dict[str, str]) -> str | None:
     return f'pbc is "{values["pbc"]}"; it must be one or three of T and F'
 
 
-def _wrong_columns(properties: str | None, rows: list[str]) -> str | None:
+def _wrong_columns(values: dict[str, str], rows: list[str]) -> str | None:
+    properties = values.get("Properties")
     if properties is None:
-        return None  # plain XYZ: an element and three coordinates, whatever stands behind them
+        # Plain XYZ: an element and three coordinates, whatever stands behind them.
+        if not {"Lattice", "pbc"} & values.keys() and not any(":R:" in v for v in values.values()):
+            return None
+        properties = DEFAULT_PROPERTIES
     names, counts = properties.split(":")[::3], properties.split(":")[2::3]
     for needed, what in ((POSITIONS, "positions (pos:R:3)"), (ELEMENTS, "elements (species:S:1)")):
         if needed.isdisjoint(names):
@@ -166,6 +175,7 @@ def _divide_by_character(line: str) -> list[Pair]:
             # Quotes that open in the middle of a value keep nothing together.
             pair.has_blank |= char.isspace() and (opened_inside if closing else escaped)
             pair.swallows |= char == "=" and pair.has_blank and opened_inside
+            pair.quotes_pair |= char == "=" and " " in line[opened:position]
             pair.append(char, position)
             escaped = False
         elif char == "\\":
@@ -182,8 +192,10 @@ def _divide_by_character(line: str) -> list[Pair]:
             _equals(pairs, position)
         else:
             pair.append(char, position)
-    if closing:  # the rest of the line is one value
+    if closing:  # the rest of the line is one value, and others may begin where they should end
         pairs[-1].swallows |= "=" in line[opened:]
+        for pair in pairs:
+            pair.swallows |= pair.quotes_pair
     return pairs
 
 

@@ -6,6 +6,7 @@ wrong shapes, sizes beyond any calculation, names that differ from those asked f
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,12 +37,19 @@ def find_label(atoms: Atoms, key: str, name: str, source: str, per_atom: bool = 
     Raises
     ------
     DataError
-        If there is none of that name, but one that differs in upper and lower case alone.
+        If there is none of that name, but one that differs in upper and lower case alone, or a
+        text that swallowed it.
     """
     computed = atoms.calc.results if atoms.calc is not None else {}
     own = atoms.arrays if per_atom else atoms.info
     if key in own or key in computed:
         return own[key] if key in own else computed[key]
+    for other, value in atoms.info.items():
+        if isinstance(value, str) and re.search(rf"(^|\s){re.escape(key)}\s*=", value):
+            raise DataError(
+                f"{source}: no label '{key}', but the text of '{other}' holds it: {value[:60]!r}; "
+                "correct the quotes"
+            )
     for other in map(str, (*own, *computed)):
         if other.lower() == key.lower():
             raise DataError(

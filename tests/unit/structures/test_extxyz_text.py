@@ -47,6 +47,7 @@ GOOD = text(f"{LATTICE} REF_energy=-1.0 pbc=T")
         ('note="unclosed REF_energy=-1.0', "note", "REF_energy"),
         ("note=don't REF_energy=-1.0", "note", "REF_energy"),
         ("path=C:\\ REF_energy=-1.0", "path", "REF_energy"),
+        ('config="some REF_energy=-1.0 weight=1.5 pbc="F F F"', "config", "REF_energy"),
         ("a =b =REF_energy", "a", "b"),
     ],
 )
@@ -76,6 +77,13 @@ def test_odd_comments_that_lose_nothing(tmp_path, comment):
     assert frame.energy == -1.0
 
 
+def test_a_label_in_balanced_quotes(tmp_path):
+    with pytest.raises(DataError, match=r"#0: no label 'REF_energy', but the text of 'config' hol"):
+        read(tmp_path, text('config="some REF_energy=-1.0 note=text" weight=1.5'))
+    with pytest.raises(DataError, match=r"#0: no label 'REF_stress', but the text of 'config' hol"):
+        read(tmp_path, text('REF_energy=1 config="some REF_stress=-1.0 note=text"'))
+
+
 def test_what_ase_writes_for_an_empty_text(tmp_path):
     atoms = molecule("H2O")
     atoms.info = {"note": "", "REF_energy": -1.0}
@@ -102,7 +110,11 @@ def test_what_ase_writes_for_an_empty_text(tmp_path):
         (text("REF_energy=-1 " + LATTICE.lower()), "#0: 'lattice' is no name.*write Lattice="),
         (text("REF_energy=-1 " + LATTICE.upper()), "#0: 'LATTICE' is no name.*write Lattice="),
         (text("REF_energy=-1 Cell" + LATTICE[7:]), "#0: 'Cell' is no name.*write Lattice="),
-        (text("REF_energy=-1", "properties=species:S:1:pos:R:3"), "'properties' is no name"),
+        (text("REF_energy=-1", "properties=species:S:1:pos:R:3"), "row of atom 0 has 7 values"),
+        (
+            text(f"REF_energy=-1 {LATTICE}", "a=1"),
+            "row of atom 0 has 7 values, but Pr",
+        ),
         (text("REF_energy=-1", "Properties=species:S:1:pos:R:x"), "no list of name:type:number"),
     ],
 )
