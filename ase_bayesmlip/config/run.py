@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from ase_bayesmlip.config.keys import KeysConfig, check_keys
 from ase_bayesmlip.config.loss import EVIDENTIAL_LOSSES, LossConfig, loss_rules
 from ase_bayesmlip.config.posterior import EnsembleConfig, PosteriorConfig, posterior_rules
 from ase_bayesmlip.config.strict import ConfigError, Rule, from_dict
+from ase_bayesmlip.config.yaml_file import read_yaml
 
 
 @dataclass(frozen=True)
@@ -243,10 +242,7 @@ def load_config(path: str | Path) -> Config:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no configuration file at {path}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    content = read_yaml(path)
     config = from_dict(Config, content if content is not None else {})
     check_keys(config.data.keys)
     return _resolve_paths(config, path.resolve().parent)
