@@ -1,7 +1,7 @@
 """Extended XYZ read by other code than ASE's: what is in a file, or nothing if it is in doubt.
 
-A few rules, without exceptions. A key stands once, values are bare or in double quotes, rows have
-the declared columns. Whatever breaks a rule makes the whole file doubtful.
+A few rules, without exceptions: a key stands once, values are bare or in double quotes, rows have
+the declared columns. Whatever breaks a rule makes a frame doubtful.
 """
 
 import re
@@ -32,8 +32,8 @@ class Content(NamedTuple):
     stress: np.ndarray | None
 
 
-def contents(text: str) -> list[Content]:
-    """All frames of a text, or `DoubtError`."""
+def contents(text: str) -> list[Content | None]:
+    """All frames of a text, None for one in doubt, or `DoubtError` where frames begin and end."""
     lines = text.split("\n")
     while lines and not lines[-1].strip():
         lines.pop()
@@ -45,7 +45,10 @@ def contents(text: str) -> list[Content]:
         rows = lines[start + 2 : start + 2 + n_atoms]
         if len(rows) < n_atoms or n_atoms == 0:
             raise DoubtError("rows are missing")
-        frames.append(_content(lines[start + 1], rows))
+        try:
+            frames.append(_content(lines[start + 1], rows))
+        except DoubtError:
+            frames.append(None)
         start += 2 + n_atoms
     return frames
 

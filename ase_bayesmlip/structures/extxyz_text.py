@@ -43,6 +43,10 @@ class Pair:
         between quotes at the ends of the value.
     quotes_pair : bool
         Whether there is one between such quotes, which is a text as long as they are balanced.
+    has_end : bool
+        Whether there was a blank or a closing quote, at which the value should have ended.
+    is_open : bool
+        Whether a quote or bracket is not closed: the rest of the line belongs to the pair.
     """
 
     key: str = ""
@@ -53,7 +57,8 @@ class Pair:
     swallows: bool = False
     quotes_pair: bool = False
     is_new: bool = True  # nothing yet since the last '='
-    has_blank: bool = False
+    has_end: bool = False
+    is_open: bool = False
 
     def append(self, char: str, position: int) -> None:
         """The next character of key or value."""
@@ -108,8 +113,9 @@ def _problem(lines: list[str]) -> str | None:
     if lines[-1].lstrip().startswith("VEC"):
         return None  # its comment is kept as it is
     comment = lines[0].strip()
+    pairs = divide(comment)
     values: dict[str, str] = {}
-    for pair in divide(comment):
+    for pair in pairs:
         if pair.swallows:
             swallowed = NAME.search(comment, pair.start)
             return (
@@ -119,14 +125,20 @@ def _problem(lines: list[str]) -> str | None:
             )
         if pair.n_equals and values.setdefault(pair.key, pair.value) != pair.value:
             return f"the key '{pair.key}' is there twice, with other values; keep one of them"
-    return _wrong_pbc(values) or _wrong_columns(values, lines[1:])
+    if values and pairs[-1].is_open:
+        return f"a quote or bracket behind '{pairs[-1].key[:30]}' is not closed; close or remove it"
+    return _wrong_pbc(pairs) or _wrong_columns(values, lines[1:])
 
 
-def _wrong_pbc(values: dict[str, str]) -> str | None:
-    words = re.findall(r"[^\s,]+", values.get("pbc", "T"))
-    if len(words) in (1, 3) and FLAGS.issuperset(words):
-        return None
-    return f'pbc is "{values["pbc"]}"; it must be one or three of T and F'
+def _wrong_pbc(pairs: list[Pair]) -> str | None:
+    for pair, following in zip(pairs, [*pairs[1:], Pair()], strict=True):
+        if pair.key == "pbc" and pair.n_equals:
+            words = re.findall(r"[^\s,]+", pair.value)
+            unquoted = not following.n_equals and following.key in FLAGS
+            if unquoted or len(words) not in (1, 3) or not FLAGS.issuperset(words):
+                shown = f"{pair.value} {following.key}" if unquoted else f'"{pair.value}"'
+                return f"pbc is {shown}; it must be T, F, or three of them in double quotes"
+    return None
 
 
 def _wrong_columns(values: dict[str, str], rows: list[str]) -> str | None:
@@ -173,8 +185,8 @@ def _divide_by_character(line: str) -> list[Pair]:
         pair = pairs[-1]
         if escaped or (closing and char not in (closing, "\\")):
             # Quotes that open in the middle of a value keep nothing together.
-            pair.has_blank |= char.isspace() and (opened_inside if closing else escaped)
-            pair.swallows |= char == "=" and pair.has_blank and opened_inside
+            pair.has_end |= char.isspace() and (opened_inside if closing else escaped)
+            pair.swallows |= char == "=" and pair.has_end and opened_inside
             pair.quotes_pair |= char == "=" and " " in line[opened:position]
             pair.append(char, position)
             escaped = False
@@ -182,19 +194,20 @@ def _divide_by_character(line: str) -> list[Pair]:
             escaped = True
         elif closing:
             closing, opened_inside = "", False
+            pair.has_end |= pair.n_equals > 0
         elif char in CLOSING:
             closing, opened, opened_inside = CLOSING[char], position, not pair.is_new
         elif char.isspace():
             if not pair.is_new:
                 pairs.append(Pair())
-            pair.has_blank |= pair.is_new and pair.n_equals > 0
+            pair.has_end |= pair.is_new and pair.n_equals > 0
         elif char == "=":
             _equals(pairs, position)
         else:
             pair.append(char, position)
-    if closing:  # the rest of the line is one value, and others may begin where they should end
-        pairs[-1].swallows |= "=" in line[opened:]
-        for pair in pairs:
+    if closing:
+        pairs[-1].is_open = True
+        for pair in pairs:  # those before may begin where others should end
             pair.swallows |= pair.quotes_pair
     return pairs
 
@@ -203,10 +216,10 @@ def _equals(pairs: list[Pair], position: int) -> None:
     """A sign of equality outside quotes."""
     if pairs[-1] == Pair() and len(pairs) > 1:  # blanks before it
         pairs.pop()
-        pairs[-1].has_blank |= pairs[-1].n_equals > 0
+        pairs[-1].has_end |= pairs[-1].n_equals > 0
     pair = pairs[-1]
     if pair.n_equals:
-        pair.swallows |= pair.has_blank
+        pair.swallows |= pair.has_end
         pair.value += "="
     else:
         pair.start = position + 1

@@ -46,6 +46,7 @@ GOOD = text(f"{LATTICE} REF_energy=-1.0 pbc=T")
         ("REF_energy=-1.0 note=5'-AMP REF_stress=1 other=3'", "note", "REF_stress"),
         ('note="unclosed REF_energy=-1.0', "note", "REF_energy"),
         ("note=don't REF_energy=-1.0", "note", "REF_energy"),
+        ('note="some text"xREF_energy=-1.0', "note", "xREF_energy"),
         ("path=C:\\ REF_energy=-1.0", "path", "REF_energy"),
         ('config="some REF_energy=-1.0 weight=1.5 pbc="F F F"', "config", "REF_energy"),
         ("a =b =REF_energy", "a", "b"),
@@ -69,7 +70,6 @@ def test_swallowed_keys(tmp_path, comment, key, taken):
         'REF_energy=-1.0 nested="_JSON [[1, 2], [3, 4]]"',
         "REF_energy=-1.0 flag note=",
         "REF_energy=-1.0 REF_energy=-1.0",
-        "REF_energy=-1.0 it's a molecule",
     ],
 )
 def test_odd_comments_that_lose_nothing(tmp_path, comment):
@@ -105,6 +105,9 @@ def test_what_ase_writes_for_an_empty_text(tmp_path):
         (text("REF_energy=-1", rows=ROWS.replace("H 0", "H 1 0")), "#0: .*atom 0 has 8 values"),
         (text("REF_energy=-1", rows=ROWS.replace(" 0 0\n", " 0\n")), "#0: .*atom 0 has 6 values"),
         (text(f"REF_energy=-1 pbc=yes {LATTICE}"), '#0: pbc is "yes"; it must be'),
+        (text(f"REF_energy=-1 pbc=T F T {LATTICE}"), "#0: pbc is T F; it must be .* in double quo"),
+        (text('REF_energy=-1 REF_stress="1 0 0 0 1 0'), "quote or bracket behind 'REF_stress' is"),
+        (text("REF_energy=-1 it's a molecule"), "quote or bracket behind 'its a molecule' is no"),
         (text(f'REF_energy=-1 pbc="T T N" {LATTICE}'), '#0: pbc is "T T N"; it must be'),
         (text(f'REF_energy=-1 PBC="F F F" {LATTICE}'), "#0: 'PBC' is no name.*write pbc="),
         (text("REF_energy=-1 " + LATTICE.lower()), "#0: 'lattice' is no name.*write Lattice="),
