@@ -174,9 +174,9 @@ def set_temperature(dyn: MolecularDynamics, temperature_K: float) -> None:
         thermostat._Q *= target / thermostat._kT
         thermostat._kT = target
     else:
-        kind, target = type(dyn).__name__, target_temperature_K(dyn)
-        if target is not None:
+        kind, present = type(dyn).__name__, target_temperature_K(dyn)
+        if present is not None:
             raise ValueError(
-                f"{kind} cannot go from {target:g} K to {temperature_K} K: make it anew"
+                f"{kind} cannot go from {present:g} K to {temperature_K} K: make it anew"
             )
         raise ValueError(f"{kind} has no thermostat to set to {temperature_K} K")

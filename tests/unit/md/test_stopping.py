@@ -96,13 +96,15 @@ def test_callbacks_in_the_line_search_stop_too():
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", sorted(REFUSED))
-def test_runs_that_nothing_stops_are_refused(name):
+def test_runs_that_nothing_stops_are_refused(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # basin hopping writes files where it stands
     if name == "BasinHopping":
         dyn = OPTIMIZERS[name](rattled(), logfile=None, optimizer_logfile=None)
     else:
         dyn = OPTIMIZERS[name](rattled(), logfile=None)
     with pytest.raises(TypeError, match=rf"{name}.*BFGS"):
         UncertaintyMonitor(dyn, threshold=1.0)
+    dyn.close()
 
 
 @pytest.mark.filterwarnings("ignore")
