@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ase_bayesmlip.metrics.errors import Errors, errors_of_energies, errors_of_forces
 from ase_bayesmlip.metrics.origin import Origin
+from ase_bayesmlip.metrics.round_off import round_off_note
 from ase_bayesmlip.structures.labelled import LabelledFrame
 
 FloatArray = NDArray[np.float64]
@@ -86,8 +87,8 @@ def observe(
     Raises
     ------
     ValueError
-        If there are no frames, if results are not finite or hold no variance, or if a variance is
-        zero.
+        If there are no frames, if results are not finite or hold no variance, if a variance is
+        zero, or if the labels are the predictions of the file.
     """
     if len(frames) == 0:
         raise ValueError("there are no calibration frames; give labelled frames unseen in training")
@@ -102,6 +103,9 @@ def observe(
             "the file gives no variance of energies or forces, so that there is nothing to "
             "calibrate; it needs two members or more, or noise heads"
         )
+    suspicious = round_off_note(forces, energy, frames)
+    if suspicious:
+        raise ValueError(suspicious)
     spherical = forces is not None and forces.judged[0].spherical
     numbers = np.concatenate([frame.atoms.numbers for frame in frames])
     elements, atoms = np.unique(numbers, return_counts=True)

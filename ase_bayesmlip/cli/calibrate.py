@@ -51,12 +51,12 @@ def score_frames(model: Path, frames: Sequence[LabelledFrame]) -> None:
     from ase_bayesmlip.calculator import BayesianCalculator
     from ase_bayesmlip.md.scores import calibration_scores
     from ase_bayesmlip.serving.archive import replace_card
-    from ase_bayesmlip.structures.labelled import sha256
 
     calculator = BayesianCalculator(model)
-    atoms = [frame.atoms for frame in frames]
+    used = _usable(calculator.card, frames)
+    atoms = [frame.atoms for frame in used]
     scores = calibration_scores(calculator.evaluate(atoms), atoms)
-    record = {"n_frames": len(frames), "sha256": sha256(frames), "scores": scores}
+    record = {"n_frames": len(used), **_checksums(frames), "scores": scores}
     replace_card(model, dataclasses.replace(calculator.card, calibration=record))
 
 
@@ -87,35 +87,36 @@ def calibrate_file(
     ------
     ValueError
         If the frames are too few, are those of the training, hold elements that the file does not
-        know, or if the file gives no variances. Nothing is written then.
+        know, or labels that it has predicted itself, or if the file gives no variances. Nothing is
+        written then.
 
     Warns
     -----
     UserWarning
-        With its consequence: few frames, a missing element, parts that cannot be told apart,
-        frames that calibrated the file before, a compiled program that is left out.
+        With its consequence: few frames, copies among them, some of the training, a missing
+        element, parts that cannot be told apart, frames that calibrated the file before, a compiled
+        program that is left out.
     """
     from ase_bayesmlip.calculator import BayesianCalculator
     from ase_bayesmlip.calibration import calibrate, observe, scaled_results
     from ase_bayesmlip.md.scores import calibration_scores
     from ase_bayesmlip.metrics import origin_of
     from ase_bayesmlip.serving.calibrate import write_recalibrated
-    from ase_bayesmlip.structures.labelled import sha256
 
     card = read_card(model)
-    digest = sha256(frames)
-    _check_frames(card, digest)
+    used = _usable(card, frames)
+    _warn_of_calibrations(card, used)
     calculator = BayesianCalculator(model, backend="torchscript")
-    results = calculator.evaluate([frame.atoms for frame in frames])
-    observed = observe(results, frames, origin_of(card))
+    results = calculator.evaluate([frame.atoms for frame in used])
+    observed = observe(results, used, origin_of(card))
     found = calibrate(observed, card.atomic_numbers, method)
     calibration: dict[str, Any] = {}
     if card.has_epistemic:
-        kept = [(results[k], frames[k].atoms) for k in found.level_frames]
+        kept = [(results[k], used[k].atoms) for k in found.level_frames]
         scaled = [scaled_results(r, a.get_chemical_symbols(), found.factors) for r, a in kept]
         calibration = {
             "n_frames": len(kept),
-            "sha256": sha256([frames[k] for k in found.level_frames]),
+            **_checksums([used[k] for k in found.level_frames]),
             "scores": calibration_scores(scaled, [atoms for _, atoms in kept]),
         }
     if card.compiled:
@@ -124,20 +125,46 @@ def calibrate_file(
             f"{output}; compile it again with: bayesmlip compile {output}",
             stacklevel=2,
         )
-    return write_recalibrated(model, output, {"sha256": digest, **found.record}, calibration)
+    record = {**_checksums(frames), **found.record}
+    return write_recalibrated(model, output, record, calibration)
 
 
-def _check_frames(card: ModelCard, digest: str) -> None:
-    for name, key in (("training", "train_sha256"), ("validation", "valid_sha256")):
-        if digest == card.training.get(key):
-            raise ValueError(
-                f"these are the {name} frames of the file, on which its errors are too small; give "
-                "frames that it has not seen"
-            )
-    if digest in [record["sha256"] for record in card.recalibrations]:
+def _usable(card: ModelCard, frames: Sequence[LabelledFrame]) -> list[LabelledFrame]:
+    """The frames without copies and without those that trained the file, and a word on either."""
+    from ase_bayesmlip.structures.overlap import unseen
+
+    kept, notes = unseen(frames, card.training)
+    for note in notes:
+        warnings.warn(note, stacklevel=3)
+    return [frames[k] for k in kept]
+
+
+def _checksums(frames: Sequence[LabelledFrame]) -> dict[str, str]:
+    """What a card keeps of frames, so that they are known again as a whole and one by one."""
+    from ase_bayesmlip.structures.labelled import sha256
+    from ase_bayesmlip.structures.overlap import digests
+
+    return {"sha256": sha256(frames), "frames": digests(frames)}
+
+
+def _warn_of_calibrations(card: ModelCard, frames: Sequence[LabelledFrame]) -> None:
+    """What an earlier calibration has to do with this one."""
+    from ase_bayesmlip.structures.overlap import seen_by
+
+    if not card.recalibrations:
+        return
+    number = seen_by(card, frames).get("calibration", 0.0)
+    if number:
+        these = "" if number == len(frames) else f"{number:.0f} of "
         warnings.warn(
-            "the file has been calibrated on these frames before: nothing is learned from them "
-            "twice, and the numbers before the calibration look better than they were",
+            f"the file has been calibrated on {these}these frames before: nothing is learned from "
+            "them twice, and the numbers before the calibration look better than they were",
+            stacklevel=3,
+        )
+    if "laws" not in card.recalibrations[-1] and not card.has_aleatoric_forces:
+        warnings.warn(
+            "this file was calibrated when spreads were taken for Gaussian, and is calibrated "
+            "further as such; start from the file of before for the law of its members",
             stacklevel=3,
         )
 

@@ -78,6 +78,7 @@ def _evaluate(arguments: argparse.Namespace) -> Evaluation:
     from ase_bayesmlip.config import KeysConfig, from_dict
     from ase_bayesmlip.evaluation import Bootstrap, evaluate
     from ase_bayesmlip.structures import partly_labelled as reading
+    from ase_bayesmlip.structures.overlap import seen_notes
 
     # All that a user may have got wrong is read before a model is loaded and run.
     bootstrap = Bootstrap(arguments.resamples, seed=arguments.seed)
@@ -92,9 +93,7 @@ def _evaluate(arguments: argparse.Namespace) -> Evaluation:
     notes: list[str] = []
     test = _read(arguments.test, "test set", keys, card.atomic_numbers, notes)
     reading.check_labels(test, arguments.test, keys)
-    checksums = {use: card.training.get(f"{use}_sha256") for use in ("train", "valid")}
-    checksums["calibration"] = card.calibration.get("sha256")
-    notes += [f"test set: {note}" for note in reading.seen_in_training(test, checksums)]
+    notes += [f"test set: {note}" for note in seen_notes(card, test)]
     ood = None
     if arguments.ood:
         ood = _read(arguments.ood, "OOD set", keys, card.atomic_numbers, notes)

@@ -41,7 +41,8 @@ def run(arguments: argparse.Namespace) -> None:
     from ase_bayesmlip.posteriors import POSTERIORS
     from ase_bayesmlip.posteriors.run_folder import read_run
     from ase_bayesmlip.serving.export import export_members
-    from ase_bayesmlip.structures.labelled import read_frames, sha256
+    from ase_bayesmlip.structures.labelled import read_frames
+    from ase_bayesmlip.structures.overlap import unseen
 
     run_config, _ = read_run(arguments.folder)
     posterior = POSTERIORS[run_config.posterior.kind]
@@ -52,8 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     paths = arguments.calibration or data.calibration
     # Read before anything is written: a mistake here must not leave a file without thresholds.
     frames = read_frames(paths, data.keys, data.units) if paths else []
-    if frames and sha256(frames) in (state.record["train_sha256"], state.record["valid_sha256"]):
-        raise ValueError(f"{paths} are the training or validation frames; give unseen ones")
+    unseen(frames, state.record)
     card = export_members(members, state.config, state.record, arguments.output, arguments.seed)
     if frames and card.has_epistemic:
         score_frames(arguments.output, frames)

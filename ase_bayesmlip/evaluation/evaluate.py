@@ -23,6 +23,7 @@ from ase_bayesmlip.evaluation.estimates import (
 )
 from ase_bayesmlip.evaluation.intervals import Bootstrap, Estimate
 from ase_bayesmlip.metrics.errors import Errors
+from ase_bayesmlip.metrics.round_off import round_off_note
 
 FORMAT_VERSION = 1
 
@@ -145,6 +146,9 @@ def evaluate_set(comparison: Comparison, name: str, bootstrap: Bootstrap) -> Set
     """All numbers of one model on one set; sentences go to the notes under the set's name."""
     own = Bootstrap(bootstrap.n_resamples, bootstrap.level, bootstrap.seed)
     energies, forces = energy_errors(comparison), force_errors(comparison)
+    suspicious = round_off_note(forces, energies, comparison.frames)
+    if suspicious:
+        own.note(suspicious)
     numbers: dict[str, Estimate] = {}
     curves = {}
     if energies is not None:

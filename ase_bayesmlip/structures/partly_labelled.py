@@ -20,7 +20,6 @@ from ase_bayesmlip.structures.labelled import (
     checked_atoms,
     labelled_frame,
     read_frames,
-    sha256,
     warn_of_high_stress,
 )
 from ase_bayesmlip.structures.labels import energy_of, find_label, forces_of, stress_of
@@ -164,25 +163,4 @@ def frames_of_known_elements(
     return kept, [
         f"{len(frames) - len(kept)} of {len(frames)} frames hold elements that the model does not "
         f"know, {names}, and are left out of every number; the model was trained on {trained}"
-    ]
-
-
-def seen_in_training(
-    frames: Sequence[EvaluationFrame], checksums: dict[str, str | None]
-) -> list[str]:
-    """A sentence if the frames are exactly those of a file that made the model.
-
-    Parameters
-    ----------
-    checksums : dict of str to str or None
-        Use of a file, such as ``"training"``, to its `labelled.sha256`.
-    """
-    if any(frame.energy is None or frame.forces is None for frame in frames):
-        return []
-    own = sha256(frames)  # type: ignore[arg-type]
-    return [
-        f"these are the {use} frames of the model: errors and error bars look better here than "
-        "they are on unseen frames"
-        for use, other in checksums.items()
-        if other == own
     ]

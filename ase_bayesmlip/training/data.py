@@ -23,6 +23,7 @@ from ase_bayesmlip.structures.labelled import (
     split_validation,
 )
 from ase_bayesmlip.structures.neighbors import complete_cell, graph_of, neighbor_edges
+from ase_bayesmlip.structures.overlap import digests
 from ase_bayesmlip.structures.reading import DataError
 from ase_bayesmlip.structures.reference_energies import reference_energies
 
@@ -206,6 +207,8 @@ class TrainingData:
             "n_valid": len(self.valid),
             "train_sha256": sha256(self.train),
             "valid_sha256": sha256(self.valid),
+            "train_frames": digests(self.train),
+            "valid_frames": digests(self.valid),
             "has_stress": any(frame.stress is not None for frame in self.train),
             "has_lone_atoms": self.has_lone_atoms,
             "label_limits": self.label_limits(),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from calibrated import FACTORS, calibration_record
 
 from ase_bayesmlip.calculator import BayesianCalculator
 from ase_bayesmlip.card import ModelCard, read_card
-from ase_bayesmlip.cli.calibrate import calibrate_file
+from ase_bayesmlip.cli.calibrate import calibrate_file, score_frames
 from ase_bayesmlip.cli.main import main
 from ase_bayesmlip.graph import batch_graphs
 from ase_bayesmlip.prediction import Prediction
@@ -29,6 +30,7 @@ from ase_bayesmlip.serving.runtime import load_model
 from ase_bayesmlip.serving.variance_scaling import VarianceScaling, set_factors, total_factors
 from ase_bayesmlip.structures.labelled import read_frames, sha256
 from ase_bayesmlip.structures.neighbors import graph_of
+from ase_bayesmlip.structures.overlap import seen_by
 from ase_bayesmlip.testing import check_served_model
 
 MEANS = ["energy", "atomic_energies", "forces", "stress"]
@@ -279,6 +281,52 @@ def test_the_same_frames_twice_change_nothing(served, labelled, tmp_path):
     assert total_factors(second).energy_epistemic == pytest.approx(
         first.recalibrations[0]["factors"]["energy_epistemic"]
     )
+
+
+def test_every_set_of_a_calibration_is_known_again(served, labelled, tmp_path):
+    """Of a split calibration half of the frames fix thresholds; all of them are in the record."""
+    path, frames = tmp_path / "out.pt", read_frames(str(labelled("good.extxyz")))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the calibration errors do not fix|with 30 calibration")
+        card = calibrate_file(served("small"), frames, path, "split")
+    assert card.calibration["n_frames"] == 30
+    assert seen_by(read_card(path), frames) == {"calibration": 60, "threshold": 30}
+    assert seen_by(read_card(path), frames[10:20]) == {"calibration": 10, "threshold": 5}
+    assert seen_by(read_card(path), frames[::-1]) == {"calibration": 60, "threshold": 30}
+
+
+def test_copies_count_once(served, labelled, tmp_path):
+    """In factors, levels, thresholds and what is reported."""
+    frames = read_frames(str(labelled("good.extxyz")))
+    once = calibrate_file(served("small"), frames, tmp_path / "once.pt")
+    with pytest.warns(UserWarning, match="25 of 85 frames are copies of others"):
+        twice = calibrate_file(served("small"), [*frames, *frames[:25]], tmp_path / "twice.pt")
+    one, other = (card.recalibrations[-1] for card in (once, twice))
+    assert one["n_frames"] == other["n_frames"] == 60
+    for key in ("factors", "conformal", "isotonic", "numbers", "frames"):
+        assert one[key] == other[key]
+    assert once.calibration["scores"] == twice.calibration["scores"]
+    path = tmp_path / "scored.pt"
+    path.write_bytes(served("small").read_bytes())
+    with pytest.warns(UserWarning, match="25 of 85 frames are copies of others"):
+        score_frames(path, [*frames, *frames[:25]])
+    thresholds = read_card(path).calibration
+    assert thresholds["n_frames"] == len(thresholds["scores"]["forces_epistemic_max"]) == 60
+
+
+def test_own_predictions_are_refused_as_labels(served, labelled, tmp_path, capsys):
+    """Through a file, with 8 decimals: the factor would be 1e-19."""
+    structures = read(labelled("good.extxyz"), ":")
+    predicted = BayesianCalculator(served("small")).evaluate(structures)
+    for atoms, result in zip(structures, predicted, strict=True):
+        atoms.calc = None
+        atoms.info["REF_energy"], atoms.arrays["REF_forces"] = result["energy"], result["forces"]
+    write(tmp_path / "own.extxyz", structures)
+    assert run(served("small"), tmp_path / "own.extxyz", "-o", tmp_path / "out.pt") == 2
+    printed = capsys.readouterr().err
+    assert "identical with the predictions of this file" in printed
+    assert "Give labels of the reference method" in printed
+    assert not (tmp_path / "out.pt").exists()
 
 
 def test_a_compiled_program_is_left_out_with_a_warning(served, labelled, tmp_path, serve):

@@ -14,7 +14,7 @@ from ase_bayesmlip.card import read_card
 from ase_bayesmlip.cli.main import main
 from ase_bayesmlip.evaluation import read_evaluation_frames
 from ase_bayesmlip.files import write_whole
-from ase_bayesmlip.structures.partly_labelled import seen_in_training
+from ase_bayesmlip.structures.overlap import seen_notes
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "data"
@@ -142,11 +142,11 @@ def test_one_frame_is_said_to_have_no_interval(capsys, small):
     assert re.search(r"force RMSE, meV/Å +[\d.]+\n", printed.out)
 
 
-def test_calibration_frames_are_recognised():
+def test_threshold_frames_are_recognised():
     """By the checksum that the card keeps; evaluating all 300 would add nothing but time."""
     frames = read_evaluation_frames(str(DATA / "ethanol_calib.extxyz"))
-    (note,) = seen_in_training(frames, {"calibration": read_card(MODEL).calibration["sha256"]})
-    assert "these are the calibration frames of the model" in note
+    (note,) = seen_notes(read_card(MODEL), frames)
+    assert "these are the threshold frames of the model" in note
 
 
 def test_other_names_of_labels(tmp_path, capsys, small):

@@ -11,12 +11,11 @@ from ase.io import write
 
 from ase_bayesmlip.config import KeysConfig
 from ase_bayesmlip.evaluation import read_evaluation_frames
-from ase_bayesmlip.structures.labelled import read_frames, sha256
+from ase_bayesmlip.structures.labelled import read_frames
 from ase_bayesmlip.structures.partly_labelled import (
     check_labels,
     frames_of_known_elements,
     label_notes,
-    seen_in_training,
 )
 from ase_bayesmlip.structures.reading import DataError
 
@@ -138,15 +137,6 @@ def test_frames_of_unknown_elements_are_left_out_and_counted(file):
     assert frames_of_known_elements(kept, [1, 8], path) == (kept, [])
     with pytest.raises(DataError, match=r"every frame holds an element .*: O"):
         frames_of_known_elements(kept, [1, 6], path)
-
-
-def test_training_frames_are_recognised(data_folder):
-    path = f"{data_folder / 'co2_train.extxyz'}@0:3"
-    frames = read_evaluation_frames(path)
-    own = sha256(read_frames(path))
-    (note,) = seen_in_training(frames, {"train": own, "calibration": None})
-    assert "these are the train frames of the model" in note
-    assert seen_in_training(frames[:2], {"train": own}) == []
 
 
 def test_evaluations_need_no_torch():
