@@ -66,13 +66,16 @@ class ModelCard:
     n_parameters : int
         Of one member.
     training : dict
-        Data files, checksums, number of frames, errors on the validation set.
+        Data files, checksums, number of frames, errors on the validation set; ``train_frames`` and
+        ``valid_frames`` are digests of the single structures, see `structures.overlap`.
     calibration : dict
         ``n_frames``, ``sha256`` and ``scores`` (name -> sorted scores of the calibration frames),
-        from which a monitor turns a false-alarm rate into a threshold. Empty when not calibrated.
+        from which a monitor turns a false-alarm rate into a threshold, and digests of its
+        ``frames``. Empty when not calibrated.
     recalibrations : list of dict
         One record each time that ``bayesmlip calibrate`` was run, the last of which is in force:
-        ``method``, ``sha256``, ``n_frames`` and ``n_atoms`` of the calibration frames, ``factors``
+        ``method``, ``sha256``, ``frames`` (digests), ``n_frames`` and ``n_atoms`` of the calibration
+        frames, the ``origin`` of the variances and the ``laws`` that follow from it, ``factors``
         that the variances of the file before were multiplied by, ``levels`` with the ``conformal``
         and ``isotonic`` sizes of regions, and ``numbers`` before and after. See
         `calibration.Calibration`.

@@ -78,7 +78,7 @@ def _evaluate(arguments: argparse.Namespace) -> Evaluation:
     from ase_bayesmlip.config import KeysConfig, from_dict
     from ase_bayesmlip.evaluation import Bootstrap, evaluate
     from ase_bayesmlip.structures import partly_labelled as reading
-    from ase_bayesmlip.structures.overlap import seen_notes
+    from ase_bayesmlip.structures.overlap import distinct, seen_notes
 
     # All that a user may have got wrong is read before a model is loaded and run.
     bootstrap = Bootstrap(arguments.resamples, seed=arguments.seed)
@@ -94,6 +94,12 @@ def _evaluate(arguments: argparse.Namespace) -> Evaluation:
     test = _read(arguments.test, "test set", keys, card.atomic_numbers, notes)
     reading.check_labels(test, arguments.test, keys)
     notes += [f"test set: {note}" for note in seen_notes(card, test)]
+    n_copies = len(test) - len(distinct(test))
+    if n_copies:
+        notes.append(
+            f"test set: {n_copies} of {len(test)} frames are copies of others: intervals are "
+            "narrower than they should be"
+        )
     ood = None
     if arguments.ood:
         ood = _read(arguments.ood, "OOD set", keys, card.atomic_numbers, notes)

@@ -267,7 +267,15 @@ class NoiseHeads(nn.Module):
         self.register_buffer("force_scale", torch.ones(()))
 
     def set_scales(self, energy_variance: float, force_variance: float) -> None:
-        """Set the variances, eV² per atom and (eV/Å)² per component, that raw zeros stand for."""
+        """Set the variances that raw zeros stand for.
+
+        Parameters
+        ----------
+        energy_variance : float, eV²
+            Of one atom's share, or of the whole energy where its noise is the "mean".
+        force_variance : float, (eV/Å)²
+            Of a component.
+        """
         self.energy_scale.fill_(energy_variance)
         self.force_scale.fill_(force_variance)
 

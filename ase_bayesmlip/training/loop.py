@@ -18,6 +18,7 @@ from ase_bayesmlip.config import Config
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.training.data import GraphDataset
 from ase_bayesmlip.training.distributed import of_first_rank, own_batches, rank, sum_over_ranks
+from ase_bayesmlip.training.first_scales import set_first_scales
 from ase_bayesmlip.training.log import METRICS_FILE, append_metrics, truncate_metrics
 from ase_bayesmlip.training.loss import final_loss, loss
 from ase_bayesmlip.training.outputs import evaluate
@@ -249,13 +250,7 @@ class Trainer:
             # nothing of the noise heads and would make their first steps far too long.
             self.potential.load_state_dict(self.state.average)
             self.optimizer.state.clear()
-            metrics = self._validate()
-            floor = (1e-4 * self.unit) ** 2
-            self.potential.noise.set_scales(
-                max(metrics["energy_mse"], floor), max(metrics["forces_mse"], floor)
-            )
-            for name in ("noise.energy_scale", "noise.force_scale"):
-                self.state.average[name].copy_(self.potential.state_dict()[name])
+            set_first_scales(self.potential.noise, self.state.average, self._validate, self.unit)
 
     def _rescale_noise(self) -> None:
         """Give the error bars of the best weights the size of the validation errors.

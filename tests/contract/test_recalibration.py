@@ -16,6 +16,7 @@ from ase_bayesmlip.card import ModelCard, read_card
 from ase_bayesmlip.cli.calibrate import calibrate_file, score_frames
 from ase_bayesmlip.cli.main import main
 from ase_bayesmlip.graph import batch_graphs
+from ase_bayesmlip.metrics import Origin, origin_of
 from ase_bayesmlip.prediction import Prediction
 from ase_bayesmlip.serving.archive import (
     add_compiled,
@@ -327,6 +328,52 @@ def test_own_predictions_are_refused_as_labels(served, labelled, tmp_path, capsy
     assert "identical with the predictions of this file" in printed
     assert "Give labels of the reference method" in printed
     assert not (tmp_path / "out.pt").exists()
+
+
+SPREADS = {
+    "members": ({"members": 4}, "hotelling", "hotelling"),
+    "draws": ({"kind": "laplace", "members": 1, "draws": 5}, "hotelling", "gaussian"),
+}
+
+
+@pytest.mark.parametrize("name", SPREADS)
+def test_the_two_commands_judge_one_file_alike(name, serve, labelled, tmp_path, capsys):
+    """The record of `calibrate` against `evaluate` of the file before, and of the file after.
+
+    More kinds of error bars, without files, in `tests/unit/calibration/test_one_law.py`.
+    """
+    spec, *laws = SPREADS[name]
+    path, frames = tmp_path / "model.pt", labelled("good.extxyz")
+    serve({"loss": "mse", "backbone": "race", "n_layers": 1, **spec}, path)
+    assert run(path, frames, "-o", tmp_path / "after.pt") == 0
+    record = read_card(tmp_path / "after.pt").recalibrations[-1]
+    for model, stage in ((path, "before"), (tmp_path / "after.pt", "after")):
+        out = ["--json", str(tmp_path / "out.json"), "--quiet", "--resamples", "40"]
+        assert main(["evaluate", str(model), str(frames), *out]) == 0
+        content = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+        for quantity, law in zip(("forces", "energy"), laws, strict=True):
+            assert content[f"law_{quantity}"] == law
+            numbers = record["numbers"][stage][quantity]
+            # After, the record is of frames that were left out in turn.
+            margin = 1e-6 if stage == "before" else 0.05
+            for key in ("coverage_90", "calibration_error"):
+                assert numbers[key] == pytest.approx(content[f"{key}_{quantity}"], abs=margin)
+            nll = content[f"{quantity}_nll"]
+            assert numbers["nll"] == pytest.approx(nll, rel=1e-5 if stage == "before" else 0.2)
+    assert "calibration and threshold frames of the model" in capsys.readouterr().err
+
+
+def test_an_early_calibration_keeps_its_law(serve, labelled, tmp_path):
+    """Spreads were taken for Gaussian, on spheres, and the factors of the file were fitted so."""
+    path, frames = tmp_path / "model.pt", read_frames(str(labelled("good.extxyz")))
+    serve({"members": 2, "loss": "mse", "backbone": "race", "n_layers": 1}, path)
+    card = write_recalibrated(path, path, {**calibration_record(FACTORS), "shape": "ball"}, {})
+    assert origin_of(card) == Origin(spherical=True)
+    with pytest.warns(UserWarning, match="start from the file of before"):
+        again = calibrate_file(path, frames, path)
+    laws = {name: law["name"] for name, law in again.recalibrations[-1]["laws"].items()}
+    assert laws == {"forces": "spherical_gaussian", "energy": "gaussian"}
+    assert origin_of(read_card(path)) == Origin(spherical=True)
 
 
 def test_a_compiled_program_is_left_out_with_a_warning(served, labelled, tmp_path, serve):
