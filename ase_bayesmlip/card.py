@@ -74,8 +74,8 @@ class ModelCard:
         ``frames``. Empty when not calibrated.
     recalibrations : list of dict
         One record each time that ``bayesmlip calibrate`` was run, the last of which is in force:
-        ``method``, ``sha256``, ``frames`` (digests), ``n_frames`` and ``n_atoms`` of the calibration
-        frames, the ``origin`` of the variances and the ``laws`` that follow from it, ``factors``
+        ``method``, ``sha256``, ``frames`` (digests), ``n_frames`` and ``n_atoms`` of the
+        calibration frames, the ``origin`` of the variances and their ``laws``, ``factors``
         that the variances of the file before were multiplied by, ``levels`` with the ``conformal``
         and ``isotonic`` sizes of regions, and ``numbers`` before and after. See
         `calibration.Calibration`.
