@@ -18,6 +18,7 @@ CLOSING = {"'": "'", '"': '"', "{": "}", "[": "]"}
 FLAGS = {"T", "F", "True", "False", "true", "false", "TRUE", "FALSE", "0", "1"}
 # A pair that leaves no doubt: a bare value, or one in double quotes.
 PLAIN = re.compile(r"\s*([^\s=\"'{}\[\]\\]+)=(?:\"([^\"\\]+)\"|([^\s=\"'{}\[\]\\]+))(?=\s|$)")
+NUMERIC = re.compile(r"[\d\s.,eE+\-TF]*")
 NAME = re.compile(r"([A-Za-z_][\w-]*)[\"']?\s*=")
 
 DEFAULT_PROPERTIES = "species:S:1:pos:R:3"
@@ -47,6 +48,9 @@ class Pair:
         Whether there was a blank or a closing quote, at which the value should have ended.
     is_open : bool
         Whether a quote or bracket is not closed: the rest of the line belongs to the pair.
+    was_quoted, is_pieced : bool
+        Whether quotes were closed, and whether there is more of the value outside of them, or a
+        backslash in it.
     """
 
     key: str = ""
@@ -59,6 +63,8 @@ class Pair:
     is_new: bool = True  # nothing yet since the last '='
     has_end: bool = False
     is_open: bool = False
+    was_quoted: bool = False
+    is_pieced: bool = False
 
     def append(self, char: str, position: int) -> None:
         """The next character of key or value."""
@@ -122,6 +128,11 @@ def _problem(lines: list[str]) -> str | None:
                 f"the value of '{pair.key}' is empty or has a stray quote, and the reader takes "
                 f"'{swallowed[1] if swallowed else '='}' for a part of it ({pair.value[:60]!r}); "
                 f"remove '{pair.key}', or give it a value, with blanks in double quotes"
+            )
+        if pair.is_pieced and pair.n_equals and NUMERIC.fullmatch(pair.value):
+            return (
+                f"the value of '{pair.key}' has a quote or a backslash in its middle, and is read "
+                f"as {pair.value[:60]!r}; remove what does not belong to it"
             )
         if pair.n_equals and values.setdefault(pair.key, pair.value) != pair.value:
             return f"the key '{pair.key}' is there twice, with other values; keep one of them"
@@ -188,6 +199,7 @@ def _divide_by_character(line: str) -> list[Pair]:
             pair.has_end |= char.isspace() and (opened_inside if closing else escaped)
             pair.swallows |= char == "=" and pair.has_end and opened_inside
             pair.quotes_pair |= char == "=" and " " in line[opened:position]
+            pair.is_pieced |= escaped
             pair.append(char, position)
             escaped = False
         elif char == "\\":
@@ -195,7 +207,9 @@ def _divide_by_character(line: str) -> list[Pair]:
         elif closing:
             closing, opened_inside = "", False
             pair.has_end |= pair.n_equals > 0
+            pair.was_quoted |= pair.n_equals > 0
         elif char in CLOSING:
+            pair.is_pieced |= pair.was_quoted or not pair.is_new
             closing, opened, opened_inside = CLOSING[char], position, not pair.is_new
         elif char.isspace():
             if not pair.is_new:
@@ -204,6 +218,7 @@ def _divide_by_character(line: str) -> list[Pair]:
         elif char == "=":
             _equals(pairs, position)
         else:
+            pair.is_pieced |= pair.was_quoted
             pair.append(char, position)
     if closing:
         pairs[-1].is_open = True
