@@ -82,7 +82,8 @@ def _values(comment: str) -> dict[str, str]:
     for key, quoted, bare in PAIR.findall(comment):
         if key in values or not (quoted or bare).strip():
             raise DoubtError(f"key {key} twice or empty")
-        values[key] = quoted or bare
+        # Commas divide as blanks do.
+        values[key] = (quoted or bare).replace(",", " ")
     return values
 
 
