@@ -13,9 +13,8 @@ from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 from ase.outputs import Properties, all_outputs
 
 from ase_bayesmlip.calculator_settings import ServedCalculator
-from ase_bayesmlip.card import ModelCard
 from ase_bayesmlip.graph import AtomicGraph
-from ase_bayesmlip.prediction import to_results
+from ase_bayesmlip.prediction import result_names, to_results
 from ase_bayesmlip.serving.runtime import LoadedModel, load_model
 from ase_bayesmlip.structures.checks import check_distances, check_structure
 from ase_bayesmlip.structures.neighbors import (
@@ -26,8 +25,6 @@ from ase_bayesmlip.structures.neighbors import (
 )
 
 MEAN = ["energy", "free_energy", "energies", "forces", "stress"]
-SPLIT = ["energy_var", "energies_var", "forces_cov"]
-ENERGY_SPREAD = ["energy_uncertainty", "energy_shares"]
 FORCE_SPREAD = ["forces_var", "forces_uncertainty", "forces_std"]
 STRESS_SPREAD = ["stress_var", "stress_cov"]
 ENSEMBLE = ["energy_ensemble", "forces_ensemble", "stress_ensemble"]
@@ -69,8 +66,9 @@ class BayesianCalculator(ServedCalculator):
     ----------
     card : ModelCard
     implemented_properties : list of str
-        What this file can give. A quantity that its posterior cannot know is not in the list, and
-        asking for it raises `PropertyNotImplementedError`.
+        What this file gave when it was loaded. A quantity that its posterior cannot know, or that
+        its program is too old for, is not in the list, and asking for it raises
+        `PropertyNotImplementedError`.
     lone_atoms : tuple of int
         Atoms without a neighbour within the cutoff in the structure that `results` belongs to.
         The model knows of such an atom nothing but its element: all members agree on a force of
@@ -119,7 +117,7 @@ class BayesianCalculator(ServedCalculator):
                 raise TypeError(f"{name} is {value!r}; it must be True or False")
         self._neighbors = NeighborList(model.card.cutoff, skin)
         self.model = model
-        self.implemented_properties = _implemented(model.card, return_members)
+        self.implemented_properties = _implemented(model, return_members)
         self.lone_atoms: tuple[int, ...] = ()
         self.parameters.update(
             model=model.path,
@@ -286,29 +284,9 @@ class BayesianCalculator(ServedCalculator):
                 atoms.info[prefix + name] = np.copy(value) if np.ndim(value) else value
 
 
-def _implemented(card: ModelCard, return_members: bool) -> list[str]:
-    names = list(MEAN)
-    # The law of an evidential network says nothing of stress, and without a law of energies what
-    # is missing leaves their sum unknown.
-    has_epistemic_energy = card.has_epistemic and (not card.evidential or card.has_aleatoric_energy)
-    for name in SPLIT:
-        noise, epistemic = card.has_aleatoric_energy, has_epistemic_energy
-        if name == "forces_cov":
-            noise, epistemic = card.has_aleatoric_forces, card.has_epistemic
-        parts = [("epistemic", epistemic), ("aleatoric", noise)]
-        known = [f"{name}_{kind}" for kind, available in parts if available]
-        names += [name, *known] if known else []
-    if "energy_var" in names:
-        names += ENERGY_SPREAD
-    if "forces_cov" in names:
-        names += FORCE_SPREAD
-    if "forces_cov_epistemic" in names:
-        names.append("forces_std_epistemic")
-    if card.has_epistemic and not card.evidential:
-        names += STRESS_SPREAD
-    if card.evidential and card.has_aleatoric_energy and card.n_members == 1:
-        names.append("forces_dof")
-    return names + (ENSEMBLE if return_members else [])
+def _implemented(model: LoadedModel, return_members: bool) -> list[str]:
+    names = result_names(model.fields)
+    return [name for name in names if return_members or name not in ENSEMBLE]
 
 
 def _yes(flag: bool) -> str:

@@ -6,6 +6,7 @@ zeros. Variances are in squared units, and *epistemic* (the model does not know)
 (the data are noisy) parts are kept apart.
 """
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -181,6 +182,25 @@ def _one_structure(fields: dict[str, np.ndarray], index: int, atoms: slice) -> d
         results["stress_ensemble"] = members[:, VOIGT_ROWS, VOIGT_COLUMNS]
     results = {name: value for name, value in results.items() if value is not None}
     return add_derived(results)
+
+
+def result_names(fields: Collection[str]) -> list[str]:
+    """Keys that `to_results` makes of a prediction with these fields, for a structure with a cell.
+
+    Found by making them, of one atom and zeros.
+    """
+    shapes: dict[str, tuple[int, ...]] = {"stress_cov_epistemic": (1, 6, 6)}
+    for name in fields:
+        single: tuple[int, ...] = (1,)
+        if name.startswith("stress") or "_cov_" in name:
+            single = (1, 3, 3)
+        elif name in ("forces", "forces_members"):
+            single = (1, 3)
+        shapes.setdefault(name, (1, *single) if name.endswith("_members") else single)
+    values = dict.fromkeys(Prediction._fields) | {
+        name: torch.zeros(shapes[name]) for name in fields
+    }
+    return list(to_results(Prediction(**values), [1])[0])  # type: ignore[arg-type]
 
 
 def add_derived(results: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from ase_bayesmlip.config.posterior import (
 from ase_bayesmlip.nn.build import DataStatistics, build_potential
 from ase_bayesmlip.nn.last_layer import LastLayerPotential
 from ase_bayesmlip.nn.potential import readout_weights
+from ase_bayesmlip.serving.compiler import compile_served
 from ase_bayesmlip.serving.export import export_members
 from ase_bayesmlip.serving.runtime import load_model
 from ase_bayesmlip.serving.served_model import ServedModel
@@ -69,6 +71,11 @@ SERVED = {
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "prints: writes to stdout or stderr on purpose")
+
+
+def pytest_generate_tests(metafunc):
+    if "served_name" in metafunc.fixturenames:
+        metafunc.parametrize("served_name", SERVED)
 
 
 def pytest_runtest_setup(item):
@@ -298,6 +305,23 @@ def calculator(loaded):
         return BayesianCalculator(loaded(name, dtype), **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def compiled_shipped(tmp_path_factory):
+    """The shipped ensemble with a program compiled in its own precision, float32.
+
+    BAYESMLIP_COMPILED names one that is there already, for runs of a few tests.
+    """
+    if "BAYESMLIP_COMPILED" in os.environ:
+        return Path(os.environ["BAYESMLIP_COMPILED"])
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        pytest.skip(f"needs the C++ compiler {compiler}")
+    path = tmp_path_factory.mktemp("compiled") / "ethanol.pt"
+    shutil.copy(DATA / "ethanol_ensemble.pt", path)
+    compile_served(path)
+    return path
 
 
 class CountedModule:

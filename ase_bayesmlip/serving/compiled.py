@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ase_bayesmlip.graph import AtomicGraph, dense_edges
+from ase_bayesmlip.graph import AtomicGraph, batch_graphs, dense_edges
 from ase_bayesmlip.nn.stacked.operators import INTERFACE, load_kernels
 from ase_bayesmlip.prediction import Prediction
 from ase_bayesmlip.serving.parts import PARTS
@@ -114,6 +114,11 @@ def _same_edges(one: AtomicGraph, other: AtomicGraph) -> bool:
     )
 
 
+def _first_half(name: str, value: Tensor | None) -> Tensor | None:
+    """Of two equal structures of one atom, the first; members have an axis before it."""
+    return None if value is None else value.narrow(int(name.endswith("_members")), 0, 1)
+
+
 @contextmanager
 def _quiet_loader() -> Iterator[None]:
     """Silence torch's comparison of vector instructions: `obstacle` has made a stricter one."""
@@ -166,12 +171,20 @@ class CompiledProgram:
     def __call__(
         self, graph: AtomicGraph, stress: bool, members: bool, force_spread: bool = True
     ) -> Prediction:
-        """Evaluate a graph of at least two atoms; fields not asked for are None."""
+        """Evaluate a graph; fields not asked for are None.
+
+        Programs leave out the special cases of a single atom: it is evaluated twice at once.
+        """
+        single = len(graph.positions) == 1
+        if single:
+            graph = batch_graphs([graph, graph])
         lean = self.has_lean and not force_spread
         run, names = (self._lean, "lean_fields") if lean else (self._run, "fields")
         values: dict[str, Any] = dict.fromkeys(Prediction._fields)
         outputs = run(*_atom_inputs(graph, self.device), *self._edge_table(graph))
         values.update(zip(self.record[names], outputs, strict=True))
+        if single:
+            values = {name: _first_half(name, value) for name, value in values.items()}
         if not stress:
             values.update(NO_STRESS)
         if not members:

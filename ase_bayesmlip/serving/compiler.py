@@ -6,7 +6,6 @@ The compiled program goes into the file, beside the TorchScript program that sta
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 import shlex
 import subprocess
@@ -28,6 +27,8 @@ from ase_bayesmlip.nn.build import DataStatistics, build_potential
 from ase_bayesmlip.nn.last_layer import LastLayerPotential
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.nn.stacked.operators import INTERFACE, load_kernels
+from ase_bayesmlip.prediction import Prediction
+from ase_bayesmlip.serving.agreement import deviations, disagreement, excess, largest
 from ase_bayesmlip.serving.archive import add_compiled, quiet_torchscript
 from ase_bayesmlip.serving.compiled import CompiledProgram, machine_of, program_inputs
 from ase_bayesmlip.serving.parts import remember
@@ -48,13 +49,6 @@ FLAGS = ["-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-
 # in a corrupted heap; without it the same program was clean under a memory checker, and the C++
 # compiler vectorises the loops by itself. The cause in torch was not found (November 2026).
 OPTIONS = {"cpp.simdlen": 1}
-
-# Largest deviation from the reference in float64, relative to the largest value of a field. What
-# is left in float64 is the error of the radial tables.
-TOLERANCE = {"float32": 1e-4, "float64": 3e-6}
-
-# The spread of members is a small difference of large numbers: it has fewer digits than they.
-SPREAD_TOLERANCE = {"float32": 5e-3, "float64": 1e-4}
 
 
 def compile_served(path: Path, device: str = "cpu", dtype: str | None = None) -> ModelCard:
@@ -247,23 +241,21 @@ def _compare(compiled: CompiledProgram, reference: LoadedModel, dtype: str) -> d
     """
     card = reference.card
     graphs = [_example_graph(card)] + ([probe_graph(card.probe, card.cutoff)] if card.probe else [])
-    worst: dict[str, float] = {}
-    spreads = (True, False) if compiled.has_lean else (True,)
-    for graph, spread in itertools.product(graphs, spreads):
-        found = compiled(graph, True, True, spread)
-        expected = reference.predict([graph], stress=True, members=True, force_spread=spread)
-        for name in compiled.record["fields" if spread else "lean_fields"]:
-            value, other = getattr(expected, name), getattr(found, name).cpu()
-            if value is None:  # the file was written before there was such a field
-                continue
-            deviation = float((other - value).abs().max() / value.abs().max().clamp(min=1e-12))
-            # np.maximum keeps NaN, which no tolerance allows.
-            worst[name] = float(np.maximum(deviation, worst.get(name, 0.0)))
-    for name, deviation in worst.items():
-        allowed = (SPREAD_TOLERANCE if name.endswith("epistemic") else TOLERANCE)[dtype]
-        if not deviation <= allowed:
-            raise RuntimeError(
-                f"the compiled program deviates from the reference: {name} by {deviation:.1e}, "
-                f"relative (allowed {allowed:.1e}); the file is unchanged"
-            )
+    found: list[dict[str, float]] = []
+    for spread in (True, False) if compiled.has_lean else (True,):
+
+        def run(graph: AtomicGraph, spread: bool = spread) -> Prediction:
+            return compiled(graph, True, True, spread)
+
+        def says(graph: AtomicGraph, spread: bool = spread) -> Prediction:
+            return reference.predict([graph], True, True, spread)
+
+        found += [deviations(run(graph), says(graph), graph, card) for graph in graphs]
+        found.append(disagreement(card, run, says))
+    worst = largest(found)
+    problem = excess(worst, dtype)
+    if problem is not None:
+        raise RuntimeError(
+            f"the compiled program deviates from the reference: {problem}; the file is unchanged"
+        )
     return worst

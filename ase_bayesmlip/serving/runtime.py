@@ -18,7 +18,12 @@ from ase_bayesmlip.prediction import Prediction
 from ase_bayesmlip.serving.archive import quiet_torchscript
 from ase_bayesmlip.serving.compiled import CompiledProgram, obstacle
 from ase_bayesmlip.serving.parts import PartError, check_names, checked_parts, made_here
-from ase_bayesmlip.serving.self_test import check_program, self_test
+from ase_bayesmlip.serving.self_test import (
+    check_program,
+    disagreement_of,
+    given_fields,
+    self_test,
+)
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 BACKENDS = ("auto", "torchscript", "aoti")
@@ -37,7 +42,9 @@ class LoadedModel:
     path : str
         Absolute, so that it names the file in another process, too.
     program : CompiledProgram or None
-        Takes the place of the module where it can.
+        Takes the place of the module.
+    fields : frozenset of str
+        Fields of a `Prediction` that this file gives, stress and members among them.
     sha256 : str
         Of the file.
     asked_backend : str
@@ -55,6 +62,7 @@ class LoadedModel:
     dtype: str
     path: str
     program: CompiledProgram | None = None
+    fields: frozenset[str] = frozenset()
     sha256: str = ""
     asked_backend: str = "auto"
 
@@ -91,8 +99,7 @@ class LoadedModel:
         Works inside ``torch.inference_mode`` and ``torch.no_grad`` too: forces need gradients.
         """
         batch = batch_graphs(graphs)
-        # Compiled programs leave out the special cases of a single atom.
-        if self.program is not None and len(batch.positions) > 1:
+        if self.program is not None:
             return self.program(batch, stress, members, force_spread)
         with torch.inference_mode(False), torch.enable_grad():
             graph = _prepared(batch, self.device)
@@ -206,19 +213,19 @@ def load_model(
         module.numbers_at_once = _numbers_that_fit(target, DTYPES[dtype])
     with quiet_torchscript():
         module = torch.jit.freeze(module.to(target).eval())
+    model = LoadedModel(module, card, target, dtype, absolute, None, frozenset(), digest, backend)
     program = None
     if backend != "torchscript":
-        program = _compiled_program(path, card, target, dtype, asked=backend == "aoti")
+        program = _compiled_program(model, asked=backend == "aoti")
     if program is None and backend == "aoti" and not _records(card, target, dtype):
         warnings.warn(
             f"{path} has no program compiled for {target.type} in {dtype}; TorchScript is used. "
             f"Compile one with: bayesmlip compile {path}",
             stacklevel=2,
         )
-    model = LoadedModel(
-        module, card, target, dtype, absolute, program, sha256=digest, asked_backend=backend
-    )
+    model = dataclasses.replace(model, program=program)
     self_test(model)
+    model = dataclasses.replace(model, fields=given_fields(model))
     return model
 
 
@@ -226,12 +233,11 @@ def _records(card: ModelCard, device: torch.device, dtype: str) -> list[dict[str
     return [r for r in card.compiled if (r["device"], r["dtype"]) == (device.type, dtype)]
 
 
-def _compiled_program(
-    path: str | Path, card: ModelCard, device: torch.device, dtype: str, asked: bool
-) -> CompiledProgram | None:
+def _compiled_program(model: LoadedModel, asked: bool) -> CompiledProgram | None:
     """The program of the file for this device and dtype; None, with a warning, if it fails."""
-    for record in _records(card, device, dtype):
-        problem = obstacle(record, device)
+    path = model.path
+    for record in _records(model.card, model.device, model.dtype):
+        problem = obstacle(record, model.device)
         if problem is None and not asked and not made_here(record.get("sha256", {}).values()):
             warnings.warn(
                 f"the compiled program in {path} is machine code that this machine has not "
@@ -242,9 +248,13 @@ def _compiled_program(
             continue
         if problem is None:
             try:
-                return CompiledProgram(record, checked_parts(Path(path), record), device)
+                program = CompiledProgram(record, checked_parts(Path(path), record), model.device)
+                problem = disagreement_of(program, model)
             except (RuntimeError, OSError, PartError) as error:
                 problem = str(error)
+            else:
+                if problem is None:
+                    return program
         warnings.warn(
             f"the compiled program in {path} cannot run here ({problem}); TorchScript is used. "
             f"Compile it again with: bayesmlip compile {path}",

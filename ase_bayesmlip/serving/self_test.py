@@ -13,6 +13,8 @@ from ase.data import chemical_symbols
 from ase_bayesmlip.card import ModelCard
 from ase_bayesmlip.graph import AtomicGraph
 from ase_bayesmlip.prediction import Prediction
+from ase_bayesmlip.serving.agreement import disagreement, excess, largest, trial_graphs
+from ase_bayesmlip.serving.compiled import CompiledProgram
 from ase_bayesmlip.structures.neighbors import graph_of
 
 if TYPE_CHECKING:
@@ -67,6 +69,37 @@ def expected_numbers(prediction: Prediction) -> dict[str, Any]:
         for name, value in values.items()
         if value is not None
     }
+
+
+def disagreement_of(program: CompiledProgram, model: LoadedModel) -> str | None:
+    """In what a program says something else than the TorchScript model; None if in nothing."""
+
+    def reference(graph: AtomicGraph) -> Prediction:
+        return model.predict([graph], stress=True, members=True)
+
+    def whole(graph: AtomicGraph) -> Prediction:
+        return program(graph, stress=True, members=True)
+
+    def lean(graph: AtomicGraph) -> Prediction:
+        return program(graph, stress=True, members=True, force_spread=False)
+
+    runs = [whole, lean] if program.has_lean else [whole]
+    worst = largest(disagreement(model.card, run, reference) for run in runs)
+    found = excess(worst, model.dtype)
+    return None if found is None else f"it does not agree with TorchScript: {found}"
+
+
+def given_fields(model: LoadedModel) -> frozenset[str]:
+    """Fields of a prediction that the model gives for a crystal made from its card."""
+    graph = trial_graphs(model.card)[-1]
+    try:
+        prediction = model.predict([graph], stress=True, members=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{model.path} cannot evaluate a structure of the elements of its card ({error}); "
+            "export it again from the training run"
+        ) from error
+    return frozenset(k for k, value in prediction._asdict().items() if value is not None)
 
 
 def self_test(model: LoadedModel) -> None:

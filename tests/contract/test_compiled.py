@@ -19,6 +19,7 @@ from ase_bayesmlip.card import read_card
 from ase_bayesmlip.cli.main import main
 from ase_bayesmlip.prediction import Prediction
 from ase_bayesmlip.serving import compiled
+from ase_bayesmlip.serving.agreement import deviations, excess
 from ase_bayesmlip.serving.archive import add_compiled, replace_card
 from ase_bayesmlip.serving.calibrate import write_recalibrated
 from ase_bayesmlip.serving.compiler import compile_served
@@ -38,12 +39,9 @@ AGREEMENT = 1e-4
 
 
 @pytest.fixture(scope="session")
-def shipped(tmp_path_factory, data_folder):
-    """The shipped ensemble with a program compiled in its own precision, float32."""
-    path = tmp_path_factory.mktemp("compiled") / "ethanol.pt"
-    shutil.copy(data_folder / "ethanol_ensemble.pt", path)
-    compile_served(path)
-    return path
+def shipped(compiled_shipped):
+    """The shipped ensemble with a program in float32."""
+    return compiled_shipped
 
 
 @pytest.fixture(scope="session", params=["race", "point", "laplace", "evidential"])
@@ -143,6 +141,53 @@ def test_passes_the_checks_of_a_served_model(other, ethanol, cubic_co2):
     model = load_model(other)
     assert model.backend == "aoti"
     check_served_model(model, ethanol, cubic_co2)
+
+
+@pytest.mark.parametrize("members", [False, True])
+def test_what_is_listed_can_be_got_by_either_backend(other, small_cell, members):
+    for backend in ("aoti", "torchscript"):
+        model = load_model(other, backend=backend)
+        for lazy in (False, True):
+            calc = BayesianCalculator(model, lazy=lazy, return_members=members)
+            small_cell.calc = calc
+            for atoms in (small_cell, small_cell[:1]):
+                for name in calc.implemented_properties:
+                    assert calc.get_property(name, atoms) is not None, name
+                    assert calc.results.keys() <= {*calc.implemented_properties}
+
+
+def test_a_program_that_reads_columns_is_found_at_load(shipped, monkeypatch):
+    """As it did of wires, before what enters was put in rows: TorchScript, and one warning."""
+
+    def in_columns(items, device):
+        found = original(items, device)
+        # What a program would read of a matrix stored by columns.
+        return tuple(x.mT.contiguous() if x.shape == (1, 3, 3) else x for x in found)
+
+    original = compiled._on_device
+    monkeypatch.setattr(compiled, "_on_device", in_columns)
+    with pytest.warns(UserWarning, match="does not agree with TorchScript: .* by") as caught:
+        assert load_model(shipped).backend == "torchscript"
+    assert len(caught) == 1
+
+
+WIRES = [[0, 0, 5.0], [3.0, 4.0, 0], [5.0, 0, 0], [1.0, -2.0, 4.5], [0.9, 0, 0]]
+
+
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("vector", WIRES, ids=str)
+def test_wires_have_the_energies_of_torchscript(shipped, vector, place):
+    """Where the program was off by up to 2.5e6 eV."""
+    cell, pbc = np.zeros((3, 3)), np.arange(3) == place
+    cell[place] = vector
+    positions = [[0, 0, 0], [1.1, 0, 0.3], [-0.6, 1.0, 0.2]]
+    atoms = Atoms("CHO", positions, cell=cell, pbc=pbc)
+    if max(np.abs(vector)) < 1.0:
+        atoms = atoms[:1]  # a chain of its images
+    fast, slow = (load_model(shipped, backend=backend) for backend in ("aoti", "torchscript"))
+    graph = graph_of(atoms, fast.card.cutoff)
+    worst = deviations(fast.predict([graph]), slow.predict([graph]), graph, fast.card)
+    assert excess(worst, "float32") is None
 
 
 def test_the_card_says_what_was_compiled(shipped, other):

@@ -1,5 +1,8 @@
 """`BayesianCalculator`: what it returns, what it refuses, and what it leaves alone."""
 
+import dataclasses
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +15,9 @@ from ase.calculators.calculator import (
 from ase.outputs import all_outputs
 
 from ase_bayesmlip.calculator import BayesianCalculator
+from ase_bayesmlip.card import read_card
+from ase_bayesmlip.serving.archive import replace_card
+from ase_bayesmlip.serving.runtime import load_model
 
 PARTS = ["epistemic", "aleatoric"]
 
@@ -216,6 +222,37 @@ def test_every_implemented_property_can_be_asked_for_first(calculator, strained_
         calc = calculator("race", return_members=True)
         found = calc.get_property(name, strained_co2)
         assert np.allclose(found, expected.results[name], rtol=1e-12), name
+
+
+@pytest.mark.parametrize("members", [False, True])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_what_is_listed_is_what_can_be_got(calculator, served_name, lazy, members, strained_co2):
+    """Of every kind of file."""
+    assert_listed(calculator(served_name, lazy=lazy, return_members=members), strained_co2)
+
+
+def assert_listed(calc, atoms):
+    atoms.calc = calc
+    atoms.get_potential_energy()
+    assert calc.results.keys() <= {*calc.implemented_properties}
+    for name in calc.implemented_properties:
+        assert calc.get_property(name, atoms) is not None, name
+        assert calc.results.keys() <= {*calc.implemented_properties}
+
+
+def test_the_shipped_file_lists_no_shares(data_folder, strained_co2):
+    """Its program is from before there were any."""
+    calc = BayesianCalculator(data_folder / "ethanol_ensemble.pt")
+    assert_listed(calc, strained_co2)
+    assert "energy_shares" not in calc.implemented_properties
+    with pytest.raises(PropertyNotImplementedError, match="energy_shares is not available"):
+        calc.get_property("energy_shares", strained_co2)
+
+
+def test_a_file_without_a_probe_lists_what_it_gives(served, tmp_path):
+    path = shutil.copy(served("nll_e"), tmp_path / "model.pt")
+    replace_card(path, dataclasses.replace(read_card(path), probe={}))
+    assert load_model(path).fields == load_model(served("nll_e")).fields
 
 
 # --- What it leaves alone. ---
