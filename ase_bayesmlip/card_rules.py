@@ -218,16 +218,15 @@ _FACTORS = _record(
 
 def _origin(value: Any, name: str) -> None:
     """The fields of `metrics.Origin`, and no others."""
-    fields = {
-        "n_members": _or_null(_count),
-        "n_draws": _count,
-        "spherical": _or_null(_flag),
-    }
+    fields = {"n_members": _or_null(_count), "n_draws": _count, "spherical": _or_null(_flag)}
     _record({}, fields)(value, name)
     if value.keys() - fields.keys():
         raise CardError(name, value, f"a mapping with {', '.join(fields)}")
 
 
+_LAW = _record(
+    {"name": _text, "n_members": _or_null(_integer(2)), "n_draws": _count, "spherical": _flag}
+)
 _quantiles = _list_of(_or_null(_number()))
 
 _RECALIBRATION = _record(
@@ -241,14 +240,19 @@ _RECALIBRATION = _record(
         "isotonic": _record({}, {"forces": _quantiles, "energy": _quantiles}),
         "numbers": _record(dict.fromkeys(("before", "after"), _mapping(_mapping(_measured)))),
     },
-    {"shape": _one_of("ball", "ellipsoid"), "origin": _origin},
+    {
+        "shape": _one_of("ball", "ellipsoid"),
+        "origin": _origin,
+        "laws": _mapping(_LAW),
+        "frames": _text,
+    },
 )
 
 _TRAINING = _record(
     {},
     {
         **dict.fromkeys(("n_train", "n_valid"), _count),
-        **dict.fromkeys(("train_sha256", "valid_sha256"), _text),
+        **dict.fromkeys(("train_sha256", "valid_sha256", "train_frames", "valid_frames"), _text),
         **dict.fromkeys(("has_stress", "has_lone_atoms"), _flag),
         "label_limits": _record({}, {"force_max": _number(0.0), "energy_per_atom": _array(2)}),
     },
@@ -280,7 +284,7 @@ FIELDS: dict[str, Rule] = {
     "seed": _or_null(_count),
     "training": _TRAINING,
     "calibration": _record(
-        {}, {"n_frames": _count, "sha256": _text, "scores": _mapping(_array(-1))}
+        {}, {"n_frames": _count, "sha256": _text, "frames": _text, "scores": _mapping(_array(-1))}
     ),
     "recalibrations": _list_of(_RECALIBRATION),
     "config": _CONFIG,

@@ -73,6 +73,7 @@ def run_demo(out: Path, progress: bool = True) -> str:
         schedule=((N_COLD, HOT_K),),
         false_alarm_rate=FALSE_ALARM_RATE,
         cooldown=40,
+        label_spacing=1,  # the cooldown spaces the labels
         budget=60,
         seed=1,
     )

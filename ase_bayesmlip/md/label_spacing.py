@@ -12,9 +12,8 @@ from ase_bayesmlip.md.correlation import autocorrelation_time
 # Observed frames between two labels, at least, while the correlation time is not known better.
 MIN_SPACING = 10
 
-# The correlation time is that of so many scores, the newest: when a simulation changes (a heating),
-# what was before must not pass for a slow motion.
-_WINDOW = 500
+# Of so many scores, the newest, the correlation time is measured: a limit of the work alone.
+_NEWEST = 20_000
 
 # Fewer scores say nothing of their correlation.
 _FEWEST = 20
@@ -27,8 +26,8 @@ class LabelSpacing:
     ----------
     spacing : "correlation" or int
         Observed frames from one label to the next, at least. ``"correlation"``: the integrated
-        autocorrelation time of the last 500 scores, and `MIN_SPACING` at least. The first flagged
-        frame is labelled at once.
+        autocorrelation time of the scores since the start, and `MIN_SPACING` at least. The first
+        flagged frame is labelled at once. A simulation that drifts has a long correlation time.
     max_labels : int or None
         Largest number of calls of the reference, answered or not.
 
@@ -51,6 +50,7 @@ class LabelSpacing:
         self.n_labels = self.n_correlated = self.n_over_budget = 0
         self._last: int | None = None
         self._wait = 1
+        self._start = 0
 
     def is_due(self, frame: int, scores: Callable[[], np.ndarray]) -> bool:
         """Whether to label this frame, which is counted.
@@ -80,7 +80,12 @@ class LabelSpacing:
         """Observed frames from one label to the next, for the scores so far."""
         if not isinstance(self.spacing, str):
             return int(self.spacing)
-        known = scores[np.isfinite(scores)][-_WINDOW:]
+        known = scores[self._start :]
+        known = known[np.isfinite(known)][-_NEWEST:]
         if len(known) < _FEWEST:
             return MIN_SPACING
         return max(MIN_SPACING, math.ceil(autocorrelation_time(known)))
+
+    def restart(self, frame: int) -> None:
+        """Forget the scores of the frames before this one, for instance when a heating begins."""
+        self._start = frame

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,19 +150,20 @@ class UncertaintyMonitor:
         self.dyn = dyn
         self.atoms = observed_structure(dyn)
         self._brake = Brake(dyn)
-        check_constraints(dyn)
         self.score_name, self._score = find_score(score)
         self.false_alarm_rate = false_alarm_rate
         self.threshold = find_threshold(
             threshold, false_alarm_rate, calibration_scores, self.score_name, self.atoms.calc
         )
-        self._counted = counted_atoms(
+        self._count = partial(
+            counted_atoms,
             self.atoms,
             atoms,
             self.score_name,
             by_name=isinstance(score, str),
             card_threshold=false_alarm_rate is not None and calibration_scores is None,
         )
+        self._heed_constraints()
         if upper_limit is not None and not upper_limit > self.threshold:
             raise ValueError(
                 f"upper_limit {upper_limit:g} must be above the threshold {self.threshold:g}"
@@ -171,8 +173,7 @@ class UncertaintyMonitor:
             alarm.start(find_scores(calibration_scores, self.score_name, self.atoms.calc))
         self.actions = tuple(actions)
         self.on_unphysical = (Stop(),) if on_unphysical is None else tuple(on_unphysical)
-        if isinstance(log, str | Path):
-            log = LogCSV(log)
+        log = LogCSV(log) if isinstance(log, str | Path) else log
         self.on_expired = (Warn(),) if alarm is None or alarm.actions is None else alarm.actions
         hooked: tuple[Any, ...] = (*self.actions, *self.on_unphysical, *self.on_expired, log)
         for item in (each for each in hooked if hasattr(each, "check_dynamics")):
@@ -206,12 +207,13 @@ class UncertaintyMonitor:
         Raises
         ------
         RuntimeError
-            If the calculator holds no results, or results of another structure, or if the monitor
-            was attached twice.
+            If the calculator holds no results of this structure, or if it was attached twice.
         PropertyNotImplementedError
             If the results lack what the score needs.
         """
         check_attached_once(self.dyn, self)
+        if self.atoms.constraints != self._constraints:  # set after the monitor was made
+            self._heed_constraints()
         results = fresh_results(self.atoms)
         if self._last_frame.is_shown_again(self.dyn.nsteps, self.atoms, results.get("energy")):
             return
@@ -255,6 +257,11 @@ class UncertaintyMonitor:
         self.stop_reason = reason
         self._brake.pull()
 
+    def _heed_constraints(self) -> None:
+        check_constraints(self.dyn)
+        self._counted = self._count()
+        self._constraints = list(self.atoms.constraints)
+
     def _observe(self, results: Mapping[str, Any]) -> _Observation:
         score, unphysical = self._judge(results)
         flagged = bool(unphysical) or score.value > self.threshold
@@ -278,10 +285,9 @@ class UncertaintyMonitor:
         return score, unphysical
 
     def _note_frame(self, frame: _Observation) -> None:
-        step = self.dyn.nsteps
-        self._history.append(step, frame.time_fs, frame.score.value, frame.flagged)
+        self._history.append(self.dyn.nsteps, frame.time_fs, frame.score.value, frame.flagged)
         self.row = {
-            "step": step,
+            "step": self.dyn.nsteps,
             "time_fs": frame.time_fs,
             "temperature_K": self._physical.temperature_K,
             "energy": frame.results.get("energy"),

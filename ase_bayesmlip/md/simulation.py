@@ -303,4 +303,7 @@ def _steps(
             return
         if temperature_K is not None:
             set_temperature(dyn, temperature_K)
+            for action in monitor.actions:
+                if isinstance(action, Recalculate):
+                    action.plan.restart(monitor.n_observed)
         start = end

@@ -136,3 +136,18 @@ def test_another_number_of_atoms_is_an_error():
     dyn.nsteps = 0
     with pytest.raises(ValueError, match=r"has 3 atoms.*chosen among 4.*new monitor"):
         monitor()
+
+
+def test_constraints_set_after_the_monitor_was_made_are_heeded():
+    """Held atoms stop counting, and what the dynamics would lose is refused at the next frame."""
+    atoms = make_atoms(FakePotential())
+    dyn = ScriptedDynamics(atoms)
+    monitor = UncertaintyMonitor(dyn, threshold=1.0)
+    atoms.get_forces()
+    monitor()
+    before = monitor._counted
+    atoms.set_constraint(FixAtoms([1]))
+    dyn.nsteps += 1
+    monitor()
+    assert before is None
+    assert np.flatnonzero(~monitor._counted).tolist() == [1]

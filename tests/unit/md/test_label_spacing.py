@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ase_bayesmlip.md.correlation import relative_error
 from ase_bayesmlip.md.label_spacing import MIN_SPACING, LabelSpacing
 
 
@@ -46,25 +47,35 @@ def test_budget():
     assert labelled(LabelSpacing(max_labels=0), np.zeros(3)) == []
 
 
-@pytest.mark.parametrize("tau", [3.0, 10.0, 20.0])
+@pytest.mark.parametrize("tau", [3.0, 20.0, 60.0, 150.0])
 def test_labels_are_a_correlation_time_apart(tau):
     """Once there is enough to measure it on; never closer than the minimum."""
-    scores = autoregressive(tau, 3000)
+    scores = autoregressive(tau, 12000)
     frames = np.array(labelled(LabelSpacing("correlation"), scores))
     assert frames[0] == 0
     gaps = np.diff(frames)
     assert gaps.min() >= MIN_SPACING
-    # Each time is measured on 500 frames, with a relative error of √(2 (10 τ + 1) / 500).
-    expected = max(MIN_SPACING, tau)
-    assert 0.5 * expected <= np.mean(gaps[frames[1:] > 500]) <= 1.5 * expected
+    # Of 50 times its length or more the time is known to √(2 (10 τ + 1) / (50 τ)).
+    enough = max(50 * tau, 500)
+    assert np.mean(gaps[frames[1:] > enough]) >= max(
+        MIN_SPACING, (1 - relative_error(tau, enough)) * tau
+    )
+    assert np.mean(gaps[frames[1:] > enough]) <= max(
+        MIN_SPACING, (1 + relative_error(tau, enough)) * tau
+    )
 
 
-def test_a_change_of_the_simulation_does_not_stop_the_labels():
-    """A step in the scores looks like a slow motion only while it is among the newest."""
-    scores = autoregressive(10.0, 3000)
+def test_a_change_of_the_simulation_that_is_known_does_not_stop_the_labels():
+    """A step in the scores looks like a slow motion, unless what was before is forgotten."""
+    scores = autoregressive(20.0, 3000)
     scores[1500:] += 50.0
-    frames = np.array(labelled(LabelSpacing("correlation"), scores))
-    assert np.sum(frames > 2100) >= 30
+    drifting, told = LabelSpacing("correlation"), LabelSpacing("correlation")
+    few = labelled(drifting, scores)
+    before = labelled(told, scores[:1500])
+    told.restart(1500)
+    after = [k for k in range(1500, 3000) if told.is_due(k + 1, lambda k=k: scores[: k + 1])]
+    assert len(after) == pytest.approx(len(before), rel=0.5)
+    assert len(few) < 0.7 * (len(before) + len(after))
 
 
 def test_what_is_not_finite_does_not_count():
