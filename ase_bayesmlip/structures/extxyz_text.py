@@ -9,6 +9,7 @@ and `pbc` with words that mean nothing is periodic.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,8 +20,11 @@ FLAGS = {"T", "F", "True", "False", "true", "false", "TRUE", "FALSE", "0", "1"}
 # A pair that leaves no doubt: a bare value, or one in double quotes.
 PLAIN = re.compile(r"\s*([^\s=\"'{}\[\]\\]+)=(?:\"([^\"\\]+)\"|([^\s=\"'{}\[\]\\]+))(?=\s|$)")
 NUMERIC = re.compile(r"[\d\s.,eE+\-TF]*")
+WORD = re.compile(r"[TF]|[-+]?[\d.]+([eE][-+]?\d+)?")
 NAME = re.compile(r"([A-Za-z_][\w-]*)[\"']?\s*=")
 
+# Keys by which a file is extended XYZ and not plain XYZ.
+EXTENDED = {"Properties", "Lattice", "pbc"}
 DEFAULT_PROPERTIES = "species:S:1:pos:R:3"
 
 # Columns that hold positions, and elements, under the names that the reader knows.
@@ -138,27 +142,35 @@ def _problem(lines: list[str]) -> str | None:
             return f"the key '{pair.key}' is there twice, with other values; keep one of them"
     if values and pairs[-1].is_open:
         return f"a quote or bracket behind '{pairs[-1].key[:30]}' is not closed; close or remove it"
-    return _wrong_pbc(pairs) or _wrong_columns(values, lines[1:])
+    is_plain = EXTENDED.isdisjoint(values) and not any(":R:" in v for v in values.values())
+    if is_plain:  # an element and three coordinates, whatever stands behind them
+        return None
+    return (
+        _without_quotes(pairs)
+        or _wrong_pbc(values.get("pbc", "T"))
+        or _wrong_columns(values.get("Properties", DEFAULT_PROPERTIES), lines[1:])
+    )
 
 
-def _wrong_pbc(pairs: list[Pair]) -> str | None:
-    for pair, following in zip(pairs, [*pairs[1:], Pair()], strict=True):
-        if pair.key == "pbc" and pair.n_equals:
-            words = re.findall(r"[^\s,]+", pair.value)
-            unquoted = not following.n_equals and following.key in FLAGS
-            if unquoted or len(words) not in (1, 3) or not FLAGS.issuperset(words):
-                shown = f"{pair.value} {following.key}" if unquoted else f'"{pair.value}"'
-                return f"pbc is {shown}; it must be T, F, or three of them in double quotes"
+def _without_quotes(pairs: list[Pair]) -> str | None:
+    """A list without quotes: its first word alone is the value, the others are keys."""
+    for pair, following in itertools.pairwise(pairs):
+        if pair.n_equals and not following.n_equals and WORD.fullmatch(following.key):
+            return (
+                f"behind {pair.key}={pair.value} stands {following.key}, which belongs to no key; "
+                "put lists in double quotes"
+            )
     return None
 
 
-def _wrong_columns(values: dict[str, str], rows: list[str]) -> str | None:
-    properties = values.get("Properties")
-    if properties is None:
-        # Plain XYZ: an element and three coordinates, whatever stands behind them.
-        if not {"Lattice", "pbc"} & values.keys() and not any(":R:" in v for v in values.values()):
-            return None
-        properties = DEFAULT_PROPERTIES
+def _wrong_pbc(value: str) -> str | None:
+    words = re.findall(r"[^\s,]+", value)
+    if len(words) in (1, 3) and FLAGS.issuperset(words):
+        return None
+    return f'pbc is "{value}"; it must be T, F, or three of them in double quotes'
+
+
+def _wrong_columns(properties: str, rows: list[str]) -> str | None:
     names, counts = properties.split(":")[::3], properties.split(":")[2::3]
     for needed, what in ((POSITIONS, "positions (pos:R:3)"), (ELEMENTS, "elements (species:S:1)")):
         if needed.isdisjoint(names):

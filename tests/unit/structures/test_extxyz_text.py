@@ -105,8 +105,12 @@ def test_what_ase_writes_for_an_empty_text(tmp_path):
         (text("REF_energy=-1", rows=ROWS.replace("H 0", "H 1 0")), "#0: .*atom 0 has 8 values"),
         (text("REF_energy=-1", rows=ROWS.replace(" 0 0\n", " 0\n")), "#0: .*atom 0 has 6 values"),
         (text(f"REF_energy=-1 pbc=yes {LATTICE}"), '#0: pbc is "yes"; it must be'),
-        (text(f"REF_energy=-1 pbc=T F T {LATTICE}"), "#0: pbc is T F; it must be .* in double quo"),
+        (
+            text(f"REF_energy=-1 pbc=T F T {LATTICE}"),
+            "#0: behind pbc=T stands F, .*quotes",
+        ),
         (text('REF_energy=-1 REF_stress="1 0 0 0 1 0'), "quote or bracket behind 'REF_stress' is"),
+        (text("REF_energy=-1. 05"), "#0: behind REF_energy=-1. stands 05, which belongs to no key"),
         (text("REF_energy=-1.\\05"), "the value of 'REF_energy' has a quote or a backslash"),
         (text('REF_energy="-1.0"5'), "'REF_energy' has a quote .* is read as '-1.05'"),
         (text(f"REF_energy=-1 {LATTICE}1"), "the value of 'Lattice' has a quote or a backslash"),
