@@ -78,7 +78,8 @@ def seen_by(card: ModelCard, frames: Sequence[Frame]) -> dict[str, float]:
 
     Every set that a card records counts: the frames of training, of validation, those that fixed
     thresholds, and those of every calibration. Files keep a checksum of each whole set, and later
-    ones digests of its structures, so that parts, other orders and copies are found as well. Of more than `MAX_DIGESTS` structures a random choice is kept, and the number estimated.
+    ones digests of its structures, so that parts, other orders and copies are found as well. Of
+    more than `MAX_DIGESTS` structures a random choice is kept, and the number estimated.
 
     Returns
     -------
