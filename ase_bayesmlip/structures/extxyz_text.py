@@ -87,17 +87,26 @@ def problems_of(path: Path) -> tuple[int, dict[int, str]]:
     reader says what it does not understand.
     """
     found: dict[int, str] = {}
-    n_frames = 0
+    n_frames, unlike, is_extended = 0, [], False
     with path.open(encoding="utf-8") as file:
         for lines in _frames(file):
             problem = _problem(lines)
             if problem:
                 found[n_frames] = problem
+            if "Properties=" in lines[0]:
+                is_extended = True
+            elif len(lines) > 1 and len(lines[1].split()) > 4:
+                unlike.append(n_frames)
             n_frames += 1
         if n_frames and any(line.strip() for line in file):
             found[n_frames - 1] = (
                 "after this frame there is a blank line, at which the reader stops, and more text "
                 "behind it; remove the blank line"
+            )
+    if is_extended:
+        for number in unlike:
+            found.setdefault(
+                number, "its columns have no names (Properties=), unlike other frames'"
             )
     return n_frames, found
 

@@ -97,6 +97,8 @@ def test_what_ase_writes_for_an_empty_text(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (f"{GOOD}2\n\n{ROWS}", "#1: its columns have no names"),
+        (f"2\nabout\n{ROWS}{GOOD}", "#0: its columns have no names"),
         (GOOD + "\n" + GOOD, "#0: after this frame there is a blank line"),
         (text("REF_energy=-1 REF_energy=-2"), "#0: the key 'REF_energy' is there twice"),
         (text("REF_energy=-1", PROPERTIES.replace(":pos:", ":Pos:")), r"#0: .*positions \(pos:R"),
