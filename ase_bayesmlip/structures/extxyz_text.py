@@ -105,9 +105,7 @@ def problems_of(path: Path) -> tuple[int, dict[int, str]]:
             )
     if is_extended:
         for number in unlike:
-            found.setdefault(
-                number, "its columns have no names (Properties=), unlike other frames'"
-            )
+            found.setdefault(number, "its columns have no names (Properties=), others' have")
     return n_frames, found
 
 
