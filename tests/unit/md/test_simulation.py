@@ -65,7 +65,7 @@ BAD = [
     {"reference": "lj", "max_labels": -1},
     {"reference": "lj", "force_limit": "no"},
     {"reference": "lj", "label_timeout_s": -1.0},
-    {"calculator": LennardJones()},  # it has no uncertainties
+    pytest.param({"calculator": LennardJones()}, id="without uncertainties"),
 ]
 
 

@@ -107,7 +107,18 @@ def test_values_come_back_or_are_left_out(tmp_path, value):
         assert np.shape(found.info["value"]) == np.shape(value)
 
 
-UNCARRIED = [None, 1j, b"bytes", object(), {1: 2}, np.array([1j]), np.zeros(0), "", {}, set()]
+UNCARRIED = [
+    None,
+    1j,
+    b"bytes",
+    pytest.param(object(), id="object"),
+    {1: 2},
+    np.array([1j]),
+    np.zeros(0),
+    "",
+    {},
+    set(),
+]
 
 
 @pytest.mark.parametrize("value", UNCARRIED, ids=str)
