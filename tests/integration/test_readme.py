@@ -1,4 +1,4 @@
-"""The README is true: its Python runs, its YAML parses, its commands exist."""
+"""README and docs are true: Python runs, YAML parses, commands and links exist, tables match."""
 
 import re
 import runpy
@@ -12,19 +12,24 @@ from ase_bayesmlip.cli.main import main
 from ase_bayesmlip.config import Config, from_dict
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+each_page = pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
 
 
-def fences(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def text_of(name):
+    return (ROOT / name).read_text(encoding="utf-8")
 
 
-def test_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+def fences(text, language):
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/start.md"])
+def test_python_of_the_first_screen_runs(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    code = fences("python")
-    assert len(code) == 1
-    script = tmp_path / "readme.py"
-    script.write_text(code[0], encoding="utf-8")
+    (code,) = fences(text_of(name), "python")
+    script = tmp_path / "first.py"
+    script.write_text(code, encoding="utf-8")
     names = runpy.run_path(str(script))
     printed = capsys.readouterr().out
     assert "(9, 3, 3)" in printed
@@ -32,8 +37,15 @@ def test_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "monitor.csv").read_text().count("\n") == 102
 
 
-def test_yaml_of_the_readme_is_a_configuration():
-    whole, part, evidential = map(yaml.safe_load, fences("yaml"))
+def test_the_readme_is_one_that_is_read():
+    assert len(text_of("README.md").encode()) < 8000
+
+
+def test_yaml_is_a_configuration():
+    (whole,) = map(yaml.safe_load, fences(text_of("README.md"), "yaml"))
+    part, evidential = map(yaml.safe_load, fences(text_of("docs/which-posterior.md"), "yaml"))
+    for name in ("docs/train.md", "docs/start.md"):
+        assert list(map(yaml.safe_load, fences(text_of(name), "yaml"))) == [whole]
     from_dict(Config, {**whole, **evidential})
     config = from_dict(Config, whole)
     assert config.posterior.kind == "ensemble"
@@ -46,22 +58,44 @@ def test_configurations_of_the_examples_are_valid(path):
     from_dict(Config, yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
-def test_commands_of_the_readme_exist(capsys):
-    commands = set(re.findall(r"bayesmlip (\w+)", "\n".join(fences("bash"))))
-    assert {"demo", "md", "train", "serve", "inspect"} <= commands
+def test_commands_exist(capsys):
+    scripts = "\n".join(script for page in PAGES for script in fences(page.read_text(), "bash"))
+    commands = set(re.findall(r"bayesmlip (\w+)", scripts))
+    assert {"demo", "md", "train", "serve", "inspect", "calibrate", "evaluate"} <= commands
     for command in commands:
         with pytest.raises(SystemExit) as stop:
             main([command, "--help"])
         assert stop.value.code == 0
-    capsys.readouterr()
+        options = capsys.readouterr().out
+        for line in scripts.replace("\\\n", " ").splitlines():
+            if f"bayesmlip {command} " in line:
+                for option in re.findall(r" (--[\w-]+)", line.split(f"bayesmlip {command}")[1]):
+                    assert option in options, f"{option} of {line}"
 
 
-def test_table_of_results_matches_the_calculator():
-    rows = re.search(r"## What the calculator returns(.*?)## ", README, flags=re.DOTALL)[1]
+def headings(page):
+    found = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    kept = (re.sub(r"[^\w\- ]", "", title.lower()) for title in found)
+    return {title.replace(" ", "-") for title in kept}
+
+
+@each_page
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        name, _, heading = target.partition("#")
+        other = (page.parent / name) if name else page
+        assert other.exists(), f"{page.name}: {target}"
+        if heading:
+            assert heading in headings(other), f"{page.name}: {target}"
+
+
+def test_table_of_results_matches_the_calculator(served):
+    rows = text_of("docs/results.md").split("\n\n")[2]
     documented = set(re.findall(r"`([a-z_]+)`", rows)) - {"_epistemic", "_aleatoric"}
-    documented -= {"calc", "results", "return_members"}
+    documented -= {"return_members"}
     documented -= {"evidential", "forces_dof", "forces_std_epistemic"}  # not of an ensemble
-    path = ROOT / "data" / "ethanol_ensemble.pt"
-    known = set(BayesianCalculator(path, return_members=True).implemented_properties)
+    known = set(BayesianCalculator(served("ensemble"), return_members=True).implemented_properties)
     plain = {n for n in known if not n.endswith(("_epistemic", "_aleatoric"))}
     assert documented == plain
