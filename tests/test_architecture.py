@@ -93,6 +93,34 @@ def test_imports_point_down(path):
         assert layer(target) <= layer(part_of(path)), f"{path.name} imports {name}"
 
 
+def module_of(name):
+    """The file that an imported name is of or in; None if it is not of this package."""
+    parts = name.split(".")[1:]
+    while parts:
+        for path in (
+            ROOT.joinpath(*parts).with_suffix(".py"),
+            ROOT.joinpath(*parts, "__init__.py"),
+        ):
+            if path in MODULES:
+                return path
+        parts = parts[:-1]
+    return None
+
+
+def test_no_circles():
+    """Imports inside functions and for type checkers count as well."""
+    graph = {
+        path: {module_of(name) for name in imports(path) if starts_with(name, PACKAGE)}
+        - {None, path}
+        for path in MODULES
+    }
+    while graph:
+        leaves = {path for path, targets in graph.items() if not targets & graph.keys()}
+        assert leaves, f"a circle among {sorted(p.relative_to(ROOT).as_posix() for p in graph)}"
+        for path in leaves:
+            del graph[path]
+
+
 @each_module
 def test_forbidden_imports(path):
     for name in imports(path):

@@ -15,17 +15,14 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ase import Atoms
 
-from ase_bayesmlip.md.events import Event, LastFrame, UncertaintyWarning, event_information
+from ase_bayesmlip.md.events import Event, LastFrame, Monitor, UncertaintyWarning, event_information
 from ase_bayesmlip.md.recalculate import Recalculate, ReferenceRecord
 from ase_bayesmlip.md.rewind import Rewind
 from ase_bayesmlip.structures.extxyz import FrameFile, annotated_frame
-
-if TYPE_CHECKING:
-    from ase_bayesmlip.md.monitor import UncertaintyMonitor
 
 __all__ = [
     "Call",
@@ -78,10 +75,10 @@ class LogCSV:
         self.path = Path(path)
         self._ready = False
 
-    def __call__(self, event: Event, monitor: UncertaintyMonitor) -> None:
+    def __call__(self, event: Event, monitor: Monitor) -> None:
         """Do nothing: the row of the frame is written once, by `on_frame`."""
 
-    def on_frame(self, monitor: UncertaintyMonitor) -> None:
+    def on_frame(self, monitor: Monitor) -> None:
         """Append the row of the present frame."""
         if not self._ready:
             self._prepare()
@@ -118,7 +115,7 @@ class WriteFrame:
         self.path = Path(path)
         self._file = FrameFile(path)
 
-    def on_frame(self, monitor: UncertaintyMonitor) -> None:
+    def on_frame(self, monitor: Monitor) -> None:
         """Find out before the first step whether frames can be written."""
         self.check(monitor.atoms)
 
@@ -127,7 +124,7 @@ class WriteFrame:
         if not self._file.checked:
             self._file.check(annotated_frame(atoms, atoms.calc.results))
 
-    def __call__(self, event: Event, monitor: UncertaintyMonitor) -> None:  # noqa: ARG002
+    def __call__(self, event: Event, monitor: Monitor) -> None:  # noqa: ARG002
         """Write one frame."""
         frame = annotated_frame(event.atoms, event.results)
         frame.info.update(event_information(event))
@@ -146,7 +143,7 @@ class TrajectoryWriter:
     when it is read.
     """
 
-    def __init__(self, monitor: UncertaintyMonitor, path: str | Path) -> None:
+    def __init__(self, monitor: Monitor, path: str | Path) -> None:
         self.monitor = monitor
         self.path = Path(path)
         self._file = FrameFile(path)
@@ -180,7 +177,7 @@ class TrajectoryWriter:
 class Stop:
     """End the run cleanly: ``dyn.run()`` returns, and can be called again to continue."""
 
-    def __call__(self, event: Event, monitor: UncertaintyMonitor) -> None:
+    def __call__(self, event: Event, monitor: Monitor) -> None:
         """Stop after the present step and keep the reason in ``monitor.stop_reason``."""
         monitor.stop(f"{event.kind} frame at step {event.step}: {event.reason}")
 
@@ -192,7 +189,7 @@ class Warn:
     every event.
     """
 
-    def __call__(self, event: Event, monitor: UncertaintyMonitor) -> None:  # noqa: ARG002
+    def __call__(self, event: Event, monitor: Monitor) -> None:  # noqa: ARG002
         """Warn."""
         atoms = ", ".join(str(index) for index in event.worst_atoms)
         where = f" (atoms {atoms})" if atoms else ""
@@ -209,7 +206,7 @@ class Call:
     def __init__(self, function: Callable[[Event], Any]) -> None:
         self.function = function
 
-    def __call__(self, event: Event, monitor: UncertaintyMonitor) -> None:  # noqa: ARG002
+    def __call__(self, event: Event, monitor: Monitor) -> None:  # noqa: ARG002
         """Call it."""
         self.function(event)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from ase import Atoms
@@ -51,6 +52,46 @@ class Event:
     worst_scores: tuple[float, ...]
     atoms: Atoms
     results: dict[str, Any]
+
+
+class Monitor(Protocol):
+    """What an action may read and do of the monitor that calls it: the contract of both.
+
+    Attributes
+    ----------
+    dyn : MolecularDynamics or Optimizer
+    atoms : Atoms
+        The live structure, which an action may change.
+    row : dict
+        The log entry of the present frame.
+    events : sequence of Event
+        The newest last.
+    stop_reason : str
+        Empty while the run goes on.
+    """
+
+    dyn: Any
+    atoms: Atoms
+    row: dict[str, Any]
+    events: deque[Event]
+    stop_reason: str
+
+    @property
+    def n_observed(self) -> int:
+        """Number of observed frames."""
+
+    @property
+    def history(self) -> History:
+        """Step, time, score and flag of every observed frame."""
+
+    def note(self, **values: Any) -> None:
+        """Add values to the log entry of the present frame."""
+
+    def stop(self, reason: str) -> None:
+        """End the run after the present step."""
+
+
+Action = Callable[[Event, Monitor], None]
 
 
 class History(NamedTuple):

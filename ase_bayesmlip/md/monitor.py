@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from ase_bayesmlip.md.alarm import CalibrationAlarm
 from ase_bayesmlip.md.constraints import check_constraints
 from ase_bayesmlip.md.counted import counted_atoms
 from ase_bayesmlip.md.events import (
+    Action,
     Event,
     History,
     HistoryRecorder,
@@ -28,8 +29,6 @@ from ase_bayesmlip.md.physical import PhysicalChecks, unphysical_results
 from ase_bayesmlip.md.scores import Score, ScoreFunction, evaluate_score, find_score
 from ase_bayesmlip.md.stopping import Brake
 from ase_bayesmlip.md.threshold import Budget, Trigger, find_scores, find_threshold
-
-Action = Callable[[Event, "UncertaintyMonitor"], None]
 
 
 class _Observation(NamedTuple):

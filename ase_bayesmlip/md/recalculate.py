@@ -7,31 +7,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from ase_bayesmlip.md.events import Event, UncertaintyWarning, event_information
+from ase_bayesmlip.md.events import Event, Monitor, UncertaintyWarning, event_information
 from ase_bayesmlip.md.integrator_state import refresh_forces
 from ase_bayesmlip.md.label_limits import limits_for
 from ase_bayesmlip.md.label_spacing import LabelSpacing
+from ase_bayesmlip.md.periodicity import packages_of, refuse_partial_periodicity
 from ase_bayesmlip.md.reference_process import ReferenceFailure, ReferenceProcess
 from ase_bayesmlip.md.references import (
     Label,
     checked_label,
     evaluate,
-    packages_of,
     reference_calculator,
     reference_name,
-    refuse_partial_periodicity,
 )
 from ase_bayesmlip.structures.extxyz import LABEL_PREFIX, FrameFile, annotated_frame
-
-if TYPE_CHECKING:
-    from ase_bayesmlip.md.monitor import UncertaintyMonitor
 
 PREDICTION_PREFIX = "predicted_"
 
@@ -158,7 +154,7 @@ class Recalculate:
         self.on_error = on_error
         self.records: list[ReferenceRecord] = []
 
-    def on_frame(self, monitor: UncertaintyMonitor) -> None:
+    def on_frame(self, monitor: Monitor) -> None:
         """Find out before the first step whether labelled frames can be written."""
         self.check(monitor.atoms)
 
@@ -172,7 +168,7 @@ class Recalculate:
             results = atoms.calc.results
             self._file.check(annotated_frame(atoms, results, prefix=PREDICTION_PREFIX))
 
-    def __call__(self, event: Event, monitor: UncertaintyMonitor) -> None:
+    def __call__(self, event: Event, monitor: Monitor) -> None:
         """Recalculate the frame of one event, if it is due."""
         if event.kind != "uncertain":
             return

@@ -24,7 +24,8 @@ from typing import Any
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
 
-from ase_bayesmlip.md.references import evaluate, packages_of, reference_calculator
+from ase_bayesmlip.md.periodicity import packages_of
+from ase_bayesmlip.md.references import evaluate, reference_calculator
 
 # Imports and the making of the calculator may take this long, s, or the time of a label if longer.
 START_S = 60.0
@@ -49,7 +50,7 @@ class ReferenceProcess:
     Attributes
     ----------
     packages : list of str
-        See `references.packages_of`.
+        See `periodicity.packages_of`.
 
     Raises
     ------

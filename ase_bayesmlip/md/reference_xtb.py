@@ -6,7 +6,7 @@ from ase import Atoms
 from ase.calculators.calculator import all_changes
 from tblite.ase import TBLite
 
-from ase_bayesmlip.md.references import packages_of, refuse_partial_periodicity
+from ase_bayesmlip.md.periodicity import packages_of, refuse_partial_periodicity
 
 
 class FullyPeriodicTBLite(TBLite):

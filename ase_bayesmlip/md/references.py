@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -18,10 +18,8 @@ from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
 from ase.stress import voigt_6_to_full_3x3_stress
 
+from ase_bayesmlip.md.periodicity import packages_of, refuse_partial_periodicity
 from ase_bayesmlip.structures.checks import check_geometry
-
-# Packages whose calculators know none or three periodic directions, and take two for three.
-_FULLY_PERIODIC = {"tblite", "dftd4"}
 
 
 class Label(NamedTuple):
@@ -139,25 +137,6 @@ def _is_calculator(found: Any) -> bool:
 def reference_name(reference: str | BaseCalculator) -> str:
     """What labels of a reference are marked with: its name, or the class of the calculator."""
     return reference if isinstance(reference, str) else type(reference).__name__
-
-
-def packages_of(calculator: Any) -> list[str]:
-    """Packages that the class of a calculator, or of those that it sums, comes from."""
-    found = [base.__module__.partition(".")[0] for base in type(calculator).__mro__]
-    for part in getattr(getattr(calculator, "mixer", None), "calcs", []):
-        found += packages_of(part)
-    return found
-
-
-def refuse_partial_periodicity(packages: Sequence[str], atoms: Atoms) -> None:
-    """Raise `ValueError` for a slab or a wire that calculators of a package take for a crystal."""
-    mistaken = [name for name in packages if name in _FULLY_PERIODIC]
-    if mistaken and atoms.pbc.any() and not atoms.pbc.all():
-        raise ValueError(
-            f"{mistaken[0]} cannot be asked about pbc {atoms.pbc.tolist()}: it takes the structure "
-            "for a crystal in three directions. Set pbc=True with 10 Å or more of vacuum along "
-            "the open directions, or pbc=False for a cluster"
-        )
 
 
 def evaluate(calculator: Any, atoms: Atoms) -> dict[str, Any]:

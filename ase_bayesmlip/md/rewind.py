@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase.optimize.optimize import Optimizer
 
-from ase_bayesmlip.md.events import Event, copy_results
+from ase_bayesmlip.md.events import Event, Monitor, copy_results
 from ase_bayesmlip.md.integrator_state import (
     check_rewindable,
     refresh_momenta,
@@ -18,9 +18,6 @@ from ase_bayesmlip.md.integrator_state import (
     save_state,
 )
 from ase_bayesmlip.md.temperature import draw_velocities
-
-if TYPE_CHECKING:
-    from ase_bayesmlip.md.monitor import UncertaintyMonitor
 
 
 @dataclass(eq=False)
@@ -112,12 +109,12 @@ class Rewind:
         """Refuse dynamics that cannot be put back."""
         check_rewindable(dyn)
 
-    def on_frame(self, monitor: UncertaintyMonitor) -> None:
+    def on_frame(self, monitor: Monitor) -> None:
         """Keep a copy of the present frame if it is trusted."""
         if not monitor.row["flagged"]:
             self._snapshots.append(take_snapshot(monitor.atoms, monitor.dyn))
 
-    def __call__(self, event: Event, monitor: UncertaintyMonitor) -> None:
+    def __call__(self, event: Event, monitor: Monitor) -> None:
         """Go back, or stop the run with a reason if that is no use."""
         where = f"{event.kind} frame at step {event.step} ({event.reason})"
         if not self._snapshots:

@@ -22,12 +22,13 @@ from ase_bayesmlip.md.actions import (
     WriteFrame,
 )
 from ase_bayesmlip.md.alarm import CalibrationAlarm
+from ase_bayesmlip.md.events import Action
 from ase_bayesmlip.md.integrators import (
     INTEGRATORS,
     make_integrator,
     set_temperature,
 )
-from ase_bayesmlip.md.monitor import Action, UncertaintyMonitor
+from ase_bayesmlip.md.monitor import UncertaintyMonitor
 from ase_bayesmlip.md.references import reference_calculator as reference_calculator
 from ase_bayesmlip.md.run_folder import (
     FLAGGED,

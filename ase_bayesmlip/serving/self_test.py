@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,14 +17,40 @@ from ase_bayesmlip.serving.agreement import disagreement, excess, largest, trial
 from ase_bayesmlip.serving.compiled import CompiledProgram
 from ase_bayesmlip.structures.neighbors import graph_of
 
-if TYPE_CHECKING:
-    from ase_bayesmlip.serving.runtime import LoadedModel
-
 # Largest deviation of the self-test, relative to the size of what is compared.
 PROBE_TOLERANCE = {"float32": 1e-3, "float64": 1e-7}
 
 # Relative error of one member's energies and forces that a spread of members may show.
 MEMBER_ERROR = {"float32": 1e-5, "float64": 1e-12}
+
+
+class Model(Protocol):
+    """What is tested: a `runtime.LoadedModel`."""
+
+    @property
+    def card(self) -> ModelCard:
+        """What the file says of itself."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+
+    @property
+    def dtype(self) -> str:
+        """In which precision."""
+
+    @property
+    def path(self) -> str:
+        """Of the file, for messages."""
+
+    @property
+    def program(self) -> CompiledProgram | None:
+        """What takes the place of the TorchScript program."""
+
+    def predict(
+        self, graphs: list[AtomicGraph], stress: bool = False, members: bool = False
+    ) -> Prediction:
+        """Mean and covariance for a list of structures."""
 
 
 def check_program(module: Any, card: ModelCard, path: str | Path) -> None:
@@ -71,7 +97,7 @@ def expected_numbers(prediction: Prediction) -> dict[str, Any]:
     }
 
 
-def disagreement_of(program: CompiledProgram, model: LoadedModel) -> str | None:
+def disagreement_of(program: CompiledProgram, model: Model) -> str | None:
     """In what a program says something else than the TorchScript model; None if in nothing."""
 
     def reference(graph: AtomicGraph) -> Prediction:
@@ -89,7 +115,7 @@ def disagreement_of(program: CompiledProgram, model: LoadedModel) -> str | None:
     return None if found is None else f"it does not agree with TorchScript: {found}"
 
 
-def given_fields(model: LoadedModel) -> frozenset[str]:
+def given_fields(model: Model) -> frozenset[str]:
     """Fields of a prediction that the model gives for a crystal made from its card."""
     graph = trial_graphs(model.card)[-1]
     try:
@@ -102,7 +128,7 @@ def given_fields(model: LoadedModel) -> frozenset[str]:
     return frozenset(k for k, value in prediction._asdict().items() if value is not None)
 
 
-def self_test(model: LoadedModel) -> None:
+def self_test(model: Model) -> None:
     """Evaluate the probe twice (the first calls specialise the program) and compare."""
     probe = model.card.probe
     if not probe:
@@ -133,7 +159,7 @@ def self_test(model: LoadedModel) -> None:
             )
 
 
-def _check_flags(prediction: Prediction, model: LoadedModel) -> None:
+def _check_flags(prediction: Prediction, model: Model) -> None:
     """The card must claim the parts of the covariance that the program gives, and no others."""
     card = model.card
     # Of several evidential networks, the program gives no trace of its own.
@@ -151,7 +177,7 @@ def _check_flags(prediction: Prediction, model: LoadedModel) -> None:
             )
 
 
-def _allowed_deviations(model: LoadedModel) -> dict[str, float]:
+def _allowed_deviations(model: Model) -> dict[str, float]:
     """Largest deviation of each probe number.
 
     A variance over members is a square of small differences: with a rounding error δ in each

@@ -24,8 +24,12 @@ from ase_bayesmlip.structures.labels import (
     stress_of,
 )
 from ase_bayesmlip.structures.npz import read_npz
-from ase_bayesmlip.structures.reading import DataError, read_structures, split_slice
-from ase_bayesmlip.structures.reference_energies import is_isolated_atom
+from ase_bayesmlip.structures.reading import (
+    DataError,
+    is_isolated_atom,
+    read_structures,
+    split_slice,
+)
 
 ENERGY_UNITS = {"eV": 1.0, "kcal/mol": units.kcal / units.mol}
 

@@ -23,8 +23,12 @@ from ase_bayesmlip.structures.labelled import (
     warn_of_high_stress,
 )
 from ase_bayesmlip.structures.labels import energy_of, find_label, forces_of, stress_of
-from ase_bayesmlip.structures.reading import DataError, read_structures, split_slice
-from ase_bayesmlip.structures.reference_energies import is_isolated_atom
+from ase_bayesmlip.structures.reading import (
+    DataError,
+    is_isolated_atom,
+    read_structures,
+    split_slice,
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ from ase.io.formats import filetype, open_with_compression
 from ase_bayesmlip.structures.extxyz_text import problems_of
 
 COMPRESSED = (".gz", ".bz2", ".xz")
+ISOLATED = "IsolatedAtom"
 
 
 class DataError(ValueError):
@@ -104,3 +105,8 @@ def _decompressed(path: Path) -> Iterator[Path]:
         with open_with_compression(str(path), "rb") as source, plain.open("wb") as target:
             shutil.copyfileobj(source, target)
         yield plain
+
+
+def is_isolated_atom(atoms: Atoms) -> bool:
+    """Whether a frame says that it is one: it carries a reference energy, not training data."""
+    return bool(atoms.info.get("config_type") == ISOLATED)

@@ -12,12 +12,16 @@ from ase.data import chemical_symbols
 
 from ase_bayesmlip.config import DataConfig
 from ase_bayesmlip.structures.labels import checked_number, energy_of, needed_label
-from ase_bayesmlip.structures.reading import DataError, read_structures, split_slice
+from ase_bayesmlip.structures.reading import (
+    ISOLATED,
+    DataError,
+    is_isolated_atom,
+    read_structures,
+    split_slice,
+)
 
 if TYPE_CHECKING:
     from ase_bayesmlip.structures.labelled import LabelledFrame
-
-ISOLATED = "IsolatedAtom"
 
 # Two entries of one element may differ by this, eV: the round-off of the files they come from.
 SAME_ENERGY = 1e-6
@@ -106,11 +110,6 @@ def _image_distance(atoms: Atoms) -> float:
     return min(
         (float(np.linalg.norm(shift @ atoms.cell.array)) for shift in shifts), default=np.inf
     )
-
-
-def is_isolated_atom(atoms: Atoms) -> bool:
-    """Whether a frame says that it is one: it carries a reference energy, not training data."""
-    return bool(atoms.info.get("config_type") == ISOLATED)
 
 
 def _fitted_references(frames: Sequence[LabelledFrame], elements: list[int]) -> dict[int, float]:

@@ -9,12 +9,11 @@ from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from ase.calculators.mixing import SumCalculator
 
+from ase_bayesmlip.md.periodicity import packages_of, refuse_partial_periodicity
 from ase_bayesmlip.md.references import (
     checked_label,
     evaluate,
-    packages_of,
     reference_calculator,
-    refuse_partial_periodicity,
 )
 
 
