@@ -6,7 +6,10 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ase import Atoms
 
 
 def add_parser(commands: Any) -> None:
@@ -115,8 +118,6 @@ def _temperature_limit(text: str) -> float | str | None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Simulate, then summarise and draw."""
-    import ase.io
-
     from ase_bayesmlip.calculator import BayesianCalculator
     from ase_bayesmlip.md.run_folder import LOG
     from ase_bayesmlip.md.simulation import SimulationConfig, run_simulation
@@ -126,14 +127,13 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.false_alarm_rate is None and arguments.threshold is None:
         given["false_alarm_rate"] = 0.01
     config = SimulationConfig(n_steps=arguments.steps, **given)
-    if not Path(arguments.start).is_file():
-        raise FileNotFoundError(f"no structure file at {arguments.start}")
+    start = _start(Path(arguments.start))
     if arguments.continue_on_reference and not arguments.reference:
         raise ValueError("--continue-on-reference needs --reference")
     if arguments.reference and ":" in arguments.reference and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # last, so that a file of the user's hides nothing
     summary = run_simulation(
-        ase.io.read(arguments.start),  # type: ignore[arg-type]
+        start,
         BayesianCalculator(arguments.model, arguments.device, arguments.dtype),
         config,
         arguments.out,
@@ -143,6 +143,21 @@ def run(arguments: argparse.Namespace) -> None:
     )
     figure = _draw(arguments.out / LOG, summary.score_name)
     print(f"{summary}\nfigure: {figure}")
+
+
+def _start(path: Path) -> Atoms:
+    """The last structure of a file, read as strictly as those with labels."""
+    from ase_bayesmlip.structures.labelled import check_names
+    from ase_bayesmlip.structures.reading import DataError, read_structures
+
+    if not path.is_file():
+        raise FileNotFoundError(f"no structure file at {path}")
+    found = read_structures(path, slice(-1, None))
+    if not found:
+        raise DataError(f"{path} holds no structure")
+    number, atoms = found[0]
+    check_names(atoms, f"{path}#{number}")
+    return atoms
 
 
 def _draw(log: Path, score_name: str) -> Path:

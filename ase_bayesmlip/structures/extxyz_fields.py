@@ -82,6 +82,8 @@ def column_of(name: Any, values: Any, n_atoms: int, own: bool = False) -> Column
     """
     if not isinstance(name, str) or not _COLUMN_NAME.fullmatch(name):
         return None
+    if np.ma.is_masked(values):
+        return None
     values = np.asarray(values)
     if (name in _OWN_COLUMNS and not own) or values.ndim == 0 or len(values) != n_atoms:
         return None

@@ -31,6 +31,9 @@ from ase_bayesmlip.structures.reading import (
     split_slice,
 )
 
+# Under these names, in any case and with or without underscores, cells are written elsewhere.
+CELL_NAMES = {"lattice", "cell", "box", "unitcell", "latticevectors", "cellvectors", "latvec"}
+
 ENERGY_UNITS = {"eV": 1.0, "kcal/mol": units.kcal / units.mol}
 
 
@@ -113,7 +116,7 @@ def labelled_frame(atoms: Atoms, keys: KeysConfig, source: str) -> LabelledFrame
 
 def checked_atoms(atoms: Atoms, source: str) -> Atoms:
     """The structure alone, without labels, or a `DataError` if no model can be asked about it."""
-    _check_names(atoms, source)
+    check_names(atoms, source)
     try:
         check_geometry(atoms)
         check_overlaps(atoms)
@@ -122,14 +125,14 @@ def checked_atoms(atoms: Atoms, source: str) -> Atoms:
     return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
 
 
-def _check_names(atoms: Atoms, source: str) -> None:
+def check_names(atoms: Atoms, source: str) -> None:
     """Refuse a cell, boundary conditions or columns that were not read for their name's case."""
     for key, value in atoms.info.items():
         name = str(key).lower()
         if name == "pbc":
             lost = np.shape(value) not in ((), (3,)) or not np.all(value == atoms.pbc)
             right = f"pbc is {atoms.pbc.tolist()} without it; write pbc="
-        elif name in ("lattice", "cell"):
+        elif name.replace("_", "") in CELL_NAMES:
             vectors = isinstance(value, np.ndarray) and value.size in (3, 6, 9)
             lost = vectors and not atoms.cell.array.any()
             right = 'the frame has no cell without it; write Lattice="..."'

@@ -23,6 +23,9 @@ MAX_FORCE, MAX_ENERGY_PER_ATOM, MAX_STRESS = 1e6, 1e7, 1e4  # eV/Å, eV, eV/Å³
 # A stress above this, eV/Å³ (80 GPa), is often one in GPa, or a virial.
 HIGH_STRESS = 0.5
 
+# Relative: programs leave more than round-off between xy and yx, but not this much.
+ASYMMETRY = 0.1
+
 
 def find_label(atoms: Atoms, key: str, name: str, source: str, per_atom: bool = False) -> Any:
     """A label of a frame, or of the calculator that it carries; None where there is none.
@@ -171,4 +174,11 @@ def full_tensor(value: Any, key: str, source: str) -> np.ndarray:
             f"{source}: '{key}' has {flat.size} numbers; expected 9 or 6 (Voigt), and it has the "
             f"shape {array.shape}"
         )
-    return checked_array(flat.reshape(3, 3), (3, 3), key, source)
+    tensor = checked_array(flat.reshape(3, 3), (3, 3), key, source)
+    twist = np.abs(tensor - tensor.T).max()
+    if twist > ASYMMETRY * np.abs(tensor).max() + 1e-3:
+        raise DataError(
+            f"{source}: '{key}' is not symmetric: {tensor.tolist()}; give xx xy xz yx yy yz zx zy "
+            "zz, or six numbers xx yy zz yz xz xy"
+        )
+    return tensor

@@ -109,4 +109,5 @@ def _decompressed(path: Path) -> Iterator[Path]:
 
 def is_isolated_atom(atoms: Atoms) -> bool:
     """Whether a frame says that it is one: it carries a reference energy, not training data."""
-    return bool(atoms.info.get("config_type") == ISOLATED)
+    kind = atoms.info.get("config_type")  # a list of numbers, if the file says so
+    return isinstance(kind, str) and kind == ISOLATED

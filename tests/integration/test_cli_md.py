@@ -54,6 +54,24 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('2\nlattice="9 0 0 0 9 0 0 0 9"\nO 0 0 0\nH 0 0 1\n', "'lattice' is no name"),
+        ('2\nnote= Lattice="9 0 0 0 9 0 0 0 9"\nO 0 0 0\nH 0 0 1\n', "takes 'Lattice' for a part"),
+        ("2\n\nO 0 0 0\nQ 0 0 1\n", "ASE cannot read it"),
+        ("", "ASE cannot read it"),
+    ],
+)
+def test_a_start_structure_is_read_as_strictly_as_labels(tmp_path, capsys, text, message):
+    start = tmp_path / "start.extxyz"
+    start.write_text(text)
+    assert main(["md", MODEL, str(start), "--out", str(tmp_path / "run"), "--steps", "1"]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert str(start) in said
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--reference", "ccsdt"), "known: gfn2, gfn1, emt, lj"),

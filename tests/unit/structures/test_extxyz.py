@@ -172,6 +172,7 @@ COLUMNS = [
     ("large", np.array([2**60, 1, 1])),
     ("bytes", np.array([b"a", b"b", b"c"])),
     ("times", np.zeros(N_ATOMS, dtype="datetime64[s]")),
+    ("masked", np.ma.masked_array(np.ones(N_ATOMS), [True] + [False] * (N_ATOMS - 1))),
 ]
 
 

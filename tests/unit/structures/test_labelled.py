@@ -40,6 +40,11 @@ def moved(k: int, to) -> str:
     return written(atoms)
 
 
+def boxed(name: str) -> str:
+    """A molecule, if it were not for a cell under a name that no reader knows."""
+    return changed("pbc=", f'{name}="9 0 0 0 9 0 0 0 9" pbc=', molecule("H2O"))
+
+
 LATTICE = r'Lattice="[^"]*"'
 BROKEN = {
     "pbc without a lattice": (changed(LATTICE, ""), "no volume"),
@@ -49,6 +54,8 @@ BROKEN = {
     "a lattice with nan": (changed(LATTICE, 'Lattice="nan 0 0 0 3 0 0 0 3"'), "cell is not finite"),
     "an infinite lattice": (changed(LATTICE, 'Lattice="inf 0 0 0 3 0 0 0 3"'), "cell is not fin"),
     "a lattice in lower case": (changed("Lattice", "lattice"), "'lattice' is no name"),
+    "a cell under another name": (boxed("Box"), "'Box' is no name"),
+    "lattice vectors": (boxed("lattice_vectors"), "'lattice_vectors' is no name"),
     "pbc in upper case": (changed("pbc=.*", 'PBC="T F T"'), "'PBC' is no name"),
     "two atoms at one place": (moved(1, [0, 0, 0]), r"atoms 0 and 1 overlap: they are 0\.000 Å"),
     "two atoms through a face": (moved(1, [0, 3.6, -3.65]), r"atoms 0 and 1 overlap.*0\.0"),
@@ -134,6 +141,12 @@ def test_npz_labels_that_cannot_be_meant(tmp_path, name, dtype):
     np.savez(tmp_path / "a.npz", z=np.array([8, 1, 1]), **arrays)
     with pytest.raises(DataError, match=rf"a\.npz#0: '{name}'"):
         read_frames(str(tmp_path / "a.npz"))
+
+
+def test_a_kind_of_frame_that_is_a_list(tmp_path):
+    path = tmp_path / "a.extxyz"
+    path.write_text(changed("pbc=", 'config_type="1 2 3" pbc='))
+    assert len(read_frames(str(path))) == len(read_evaluation_frames(str(path))) == 1
 
 
 def test_frames_of_one_atom_are_read(tmp_path):

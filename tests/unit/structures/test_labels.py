@@ -52,12 +52,19 @@ def frame(**labels):
         ("stress", 0.1, "'REF_stress' has 1 numbers; expected 9 or 6"),
         ("stress", np.zeros((2, 3)), r"'REF_stress' has 6 numbers.*shape \(2, 3\)"),
         ("stress", np.zeros(9) + 1j, "'REF_stress' is not numeric .complex"),
+        ("stress", 1e-2 * np.arange(9.0), "'REF_stress' is not symmetric"),
         ("stress", np.full(6, 1e5), "'REF_stress' is 1e.05 at .*beyond any calculation"),
     ],
 )
 def test_refused(label, value, message):
     with pytest.raises(DataError, match=rf"^a#0: {message}"):
         labelled_frame(frame(**{f"REF_{label}": value}), KeysConfig(), "a#0")
+
+
+def test_a_stress_is_symmetric_to_what_programs_leave():
+    stress = np.array([[0.1, 0.021, 0.0], [0.02, 0.1, 0.0], [0.0, 0.0, 0.1]])
+    found = labelled_frame(frame(REF_stress=stress), KeysConfig(), "a#0").stress
+    np.testing.assert_array_equal(found, stress)
 
 
 @pytest.mark.parametrize("value", [-1, np.float32(-1.0), np.int64(-1), np.array(-1.0)])
