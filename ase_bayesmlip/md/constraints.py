@@ -92,6 +92,11 @@ def check_constraints(dyn: Any) -> None:
         )
     counted = _counted_by_thermostat(dyn)
     free = degrees_of_freedom(atoms)
+    if counted is not None and free < 1:
+        raise ValueError(
+            f"the constraints of these atoms ({names}) leave no motion that {kind} could hold at a "
+            "temperature; leave some atoms free"
+        )
     if counted is not None and abs(counted - free) > 0.1 * free:
         raise ValueError(
             f"the thermostat of {kind} counts {counted} degrees of freedom where the constraints "

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.data import chemical_symbols
 
 from ase_bayesmlip.md.references import Label
 
@@ -69,7 +70,9 @@ def training_limits(card: Any) -> LabelLimits:
 
     Forces: `FORCE_FACTOR` times the largest, `LEAST_FORCE_LIMIT` at least. Energies per atom: their
     range, widened on both sides by `ENERGY_FACTOR` times itself, `LEAST_ENERGY_MARGIN` at least.
-    A file without that record, or no file: `UNKNOWN_FORCE_LIMIT` and `UNKNOWN_ENERGY_LIMIT`.
+    A file without that record, or no file: `UNKNOWN_FORCE_LIMIT` for forces. For energies, where
+    the file has a probe, the range is that of the probe alone, a frame of the training, and the
+    margin its own size at least; `UNKNOWN_ENERGY_LIMIT` otherwise.
 
     Parameters
     ----------
@@ -78,11 +81,23 @@ def training_limits(card: Any) -> LabelLimits:
     record = getattr(card, "training", {}).get("label_limits")
     alone = getattr(card, "reference_energies", {})
     if not record:
-        return LabelLimits(UNKNOWN_FORCE_LIMIT, UNKNOWN_ENERGY_LIMIT, alone)
+        return LabelLimits(UNKNOWN_FORCE_LIMIT, _around_probe(card, alone), alone)
     force = max(FORCE_FACTOR * float(record["force_max"]), LEAST_FORCE_LIMIT)
     low, high = map(float, record["energy_per_atom"])
     margin = max(ENERGY_FACTOR * (high - low), LEAST_ENERGY_MARGIN)
     return LabelLimits(force, (low - margin, high + margin), alone)
+
+
+def _around_probe(card: Any, alone: Mapping[str, float]) -> tuple[float, float]:
+    """Limits for energies per atom, eV, of a file that says no more than its self-test does."""
+    probe = getattr(card, "probe", {})
+    if not probe:
+        return UNKNOWN_ENERGY_LIMIT
+    symbols = [chemical_symbols[z] for z in probe["numbers"]]
+    total = float(probe["expected"]["energy"][0])
+    energy = (total - sum(alone.get(symbol, 0.0) for symbol in symbols)) / len(symbols)
+    margin = max(LEAST_ENERGY_MARGIN, abs(energy))
+    return energy - margin, energy + margin
 
 
 def limits_for(

@@ -22,6 +22,7 @@ from ase_bayesmlip.md.periodicity import packages_of, refuse_partial_periodicity
 from ase_bayesmlip.md.reference_process import ReferenceFailure, ReferenceProcess
 from ase_bayesmlip.md.references import (
     Label,
+    check_calculator,
     checked_label,
     evaluate,
     reference_calculator,
@@ -143,6 +144,7 @@ class Recalculate:
     ) -> None:
         if on_error not in ("warn", "raise"):
             raise ValueError(f"on_error must be 'warn' or 'raise', not {on_error!r}")
+        check_calculator(reference_calculator)
         self.plan = LabelSpacing(spacing, max_labels)
         limits_for(None, force_limit, energy_limit)  # refuses what is none
         self.force_limit, self.energy_limit = force_limit, energy_limit

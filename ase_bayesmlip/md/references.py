@@ -134,6 +134,15 @@ def _is_calculator(found: Any) -> bool:
     return all(callable(getattr(found, m, None)) for m in ("get_potential_energy", "get_forces"))
 
 
+def check_calculator(reference: Any) -> None:
+    """Raise `TypeError` for what is neither a name nor a calculator."""
+    if isinstance(reference, type) or not (isinstance(reference, str) or _is_calculator(reference)):
+        raise TypeError(
+            f"a reference is an ASE calculator or the name of one, not {reference!r:.80}"
+            + (": call the class" if isinstance(reference, type) else "")
+        )
+
+
 def reference_name(reference: str | BaseCalculator) -> str:
     """What labels of a reference are marked with: its name, or the class of the calculator."""
     return reference if isinstance(reference, str) else type(reference).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,8 +119,10 @@ class SimulationConfig:
     def __post_init__(self) -> None:
         """Refuse settings that cannot work; the monitor checks its own."""
         for name in ("temperature_K", "time_step_fs", "friction_per_fs", "n_steps", "interval"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, not {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
         if self.trajectory_interval < 1:
             raise ValueError(
                 f"trajectory_interval must be positive, not {self.trajectory_interval}"

@@ -217,6 +217,26 @@ def test_a_thermostat_that_counts_wrong_is_refused():
     assert dyn.ndof == 42
 
 
+def test_a_thermostat_has_something_to_hold_at_a_temperature():
+    for build_it in (
+        lambda atoms: watched(Bussi(atoms, TIME_STEP, TEMPERATURE_K, COUPLING)),
+        lambda atoms: make_integrator(
+            "bussi",
+            atoms,
+            temperature_K=TEMPERATURE_K,
+            time_step_fs=2.0,
+            friction_per_fs=0.025,
+            generator=np.random.default_rng(0),
+        ),
+    ):
+        atoms = crystal()
+        momenta = atoms.get_momenta()
+        atoms.set_constraint(FixAtoms(range(32)))
+        atoms.arrays["momenta"] = momenta
+        with pytest.raises(ValueError, match="leave no motion"):
+            build_it(atoms)
+
+
 def test_springs_are_no_constraint():
     spring = Hookean(0, NEAR[0], 5.0, rt=2.6)
     watched(build("NoseHooverChainNVT", crystal(spring)))

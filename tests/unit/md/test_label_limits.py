@@ -1,11 +1,13 @@
 """Which reference labels are too large to be believed."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from ase import Atoms
 
+from ase_bayesmlip.card import read_card
 from ase_bayesmlip.md.label_limits import limits_for, training_limits
 from ase_bayesmlip.md.references import Label
 
@@ -48,6 +50,26 @@ def test_without_a_record(known):
         limits.check(label(force=1e6), ATOMS)
     with pytest.raises(ValueError, match="per atom"):
         limits.check(label(energy=1e9), ATOMS)
+
+
+def test_a_file_without_a_record_knows_the_zero_of_energy_from_its_probe():
+    """Interaction energies per atom: -5 eV of the probe; wrong zeros are 195 eV away."""
+    known = card()
+    known.probe = {"numbers": [6, 8], "expected": {"energy": [-410.0]}}
+    assert training_limits(known).energy_per_atom == (-15.0, 5.0)
+    training_limits(known).check(label(), ATOMS)
+    for energy in (0.0, -410.0 / 27.2114):
+        with pytest.raises(ValueError, match="zero of energy"):
+            training_limits(known).check(label(energy), ATOMS)
+    # Without energies of isolated atoms, which say how compositions differ, as much again.
+    known.reference_energies = {}
+    assert training_limits(known).energy_per_atom == (-410.0, 0.0)
+
+
+def test_the_shipped_file_refuses_energies_of_another_zero():
+    shipped = read_card(Path(__file__).parents[3] / "data" / "ethanol_ensemble.pt")
+    low, high = training_limits(shipped).energy_per_atom
+    assert -20.0 < low < -4.0 < high < 10.0
 
 
 def test_limits_of_the_user():

@@ -10,6 +10,7 @@ from ase.calculators.lj import LennardJones
 from ase.calculators.mixing import SumCalculator
 
 from ase_bayesmlip.md.periodicity import packages_of, refuse_partial_periodicity
+from ase_bayesmlip.md.recalculate import Recalculate
 from ase_bayesmlip.md.references import (
     checked_label,
     evaluate,
@@ -50,6 +51,12 @@ def test_references_by_name(name, kind):
 def test_what_is_no_reference_is_explained(name, error, message):
     with pytest.raises(error, match=message):
         reference_calculator(name)
+
+
+@pytest.mark.parametrize("reference", [None, 5, EMT, {}])
+def test_what_is_neither_name_nor_calculator_is_refused_at_once(reference):
+    with pytest.raises(TypeError, match="ASE calculator or the name of one"):
+        Recalculate(reference)
 
 
 def test_a_module_that_lacks_another_or_breaks_is_explained(tmp_path, monkeypatch):
