@@ -13,6 +13,8 @@ from ase_bayesmlip.metrics.errors import Errors, Frame
 _RELATIVE = 2e-5
 # eV and eV/Å: the last digit of extended XYZ.
 _ABSOLUTE = 1e-8
+# Labels in files are rounded to so many decimals; with fewer, good potentials come as close.
+_DECIMALS = range(3, 9)
 # So many frames of a set are no accident. Of single small molecules one may be hit by chance.
 _SHARE = 0.1
 
@@ -50,9 +52,22 @@ def _force_round_off(forces: Errors, frames: Sequence[Frame]) -> np.ndarray:
     labels = np.array([np.sum(np.square(frames[k].forces)) for k in given])
     n = 3.0 * np.bincount(forces.frame)[given]
     rms = np.sqrt(labels.sum() / n.sum())
-    small = np.sqrt(squares / n) <= _RELATIVE * rms + _ABSOLUTE
+    largest = np.zeros(len(given))
+    np.maximum.at(largest, np.searchsorted(given, forces.frame), np.abs(forces.error).max(axis=1))
+    digits = _last_digit([np.asarray(frames[k].forces) for k in given])
+    small = (np.sqrt(squares / n) <= _RELATIVE * rms + _ABSOLUTE) | (largest <= 0.6 * digits)
     # By symmetry forces may vanish in both.
     return np.asarray(given[small & (np.sqrt(labels / n) > 1e-3 * rms)])
+
+
+def _last_digit(labels: Sequence[np.ndarray]) -> float:
+    """One unit of the last decimal that all labels are rounded to; 0 if there is none."""
+    values = np.concatenate([array.ravel() for array in labels])
+    for decimals in _DECIMALS:
+        scaled = values * 10.0**decimals
+        if np.allclose(scaled, np.round(scaled), rtol=1e-9, atol=1e-6):
+            return float(10.0**-decimals)
+    return 0.0
 
 
 def _energy_round_off(energies: Errors, frames: Sequence[Frame]) -> bool:

@@ -26,6 +26,8 @@ def noisy(values, size=2e-6):
 STORED = {
     "exactly": lambda x: x,
     "8 decimals": lambda x: np.round(x, 8),
+    "4 decimals": lambda x: np.round(x, 4),
+    "3 decimals": lambda x: np.round(x, 3),
     "float32": single,
     "another run in float32": noisy,
 }
