@@ -115,6 +115,8 @@ class BayesianCalculator(ServedCalculator):
         for name, value in (("return_members", return_members), ("lazy", lazy)):
             if not isinstance(value, bool | np.bool_):
                 raise TypeError(f"{name} is {value!r}; it must be True or False")
+        if isinstance(skin, bool) or not isinstance(skin, int | float | np.number):
+            raise TypeError(f"skin is {skin!r}; it must be a number of Å, such as 0.5")
         self._neighbors = NeighborList(model.card.cutoff, skin)
         self.model = model
         self.implemented_properties = _implemented(model, return_members)

@@ -62,6 +62,9 @@ class ServedCalculator(Calculator):
         before = dict(self.parameters)
         _check_names(settings, before)
         new, model = before | settings, self.model
+        if isinstance(new["model"], LoadedModel):
+            raise TypeError("set takes the path of a model; for a loaded one make a calculator")
+        new["device"] = new["device"] or "cpu"
         if any(new[name] != before[name] for name in ("model", "device", "dtype", "backend")):
             # Without a word on the backend, what was asked for at first is asked for again.
             backend = settings.get("backend", model.asked_backend)

@@ -158,7 +158,7 @@ def _check_ranges(config: Config) -> None:
     fraction = config.data.valid_fraction
     rules.append(("data.valid_fraction", fraction, 0 < fraction < 1, "between 0 and 1"))
     for name, seed in dataclasses.asdict(config.seeds).items():
-        rules.append((f"seeds.{name}", seed, seed >= 0, "not negative"))
+        rules.append((f"seeds.{name}", seed, 0 <= seed < 2**62, "from 0 to 2^62 - 1"))
     for name, value, valid, allowed in rules:
         if not valid:
             raise ConfigError(f"{name} is {value}; it must be {allowed}")
@@ -213,15 +213,17 @@ def _model_rules(model: ModelConfig) -> list[Rule]:
 
 def _training_rules(training: TrainingConfig) -> list[Rule]:
     rate, decay = training.learning_rate, training.ema_decay
+    decays = 0 <= training.weight_decay < math.inf
     rules: list[Rule] = [
         ("training.learning_rate", rate, 0 < rate < math.inf, "positive and finite"),
         ("training.ema_decay", decay, 0 <= decay < 1, "in [0, 1)"),
+        ("training.weight_decay", training.weight_decay, decays, "finite and not negative"),
         ("training.clip_norm", training.clip_norm, training.clip_norm > 0, "positive"),
     ]
     for name in ("epochs", "batch_size", "evaluate_every"):
         value = getattr(training, name)
         rules.append((f"training.{name}", value, value >= 1, "at least 1"))
-    for name in ("warmup_steps", "weight_decay", "patience"):
+    for name in ("warmup_steps", "patience"):
         value = getattr(training, name)
         rules.append((f"training.{name}", value, value >= 0, "not negative"))
     return rules

@@ -7,10 +7,13 @@ member, each with its own checkpoints.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from ase.data import chemical_symbols
 
 from ase_bayesmlip.config import Config, to_dict
 from ase_bayesmlip.config.strict import from_dict
@@ -117,9 +120,23 @@ def _check_record(record: Any) -> None:
     statistics = from_dict(DataStatistics, record["statistics"], "statistics")
     if len(statistics.reference_energies) != len(statistics.atomic_numbers):
         raise ValueError("statistics.reference_energies has not a number for each element")
+    if not all(0 < z < len(chemical_symbols) for z in statistics.atomic_numbers):
+        raise ValueError(f"statistics.atomic_numbers are {statistics.atomic_numbers}")
+    scales = (statistics.avg_n_neighbors, statistics.force_rms)
+    energies = (*statistics.reference_energies, *statistics.mean_energies)
+    if not (all(0 < x < math.inf for x in scales) and all(map(math.isfinite, energies))):
+        raise ValueError("statistics hold a number that is not finite, or a scale that is none")
     missing = {"numbers", "positions", "cell", "pbc"} - record["probe"].keys()
     if missing:
         raise ValueError(f"probe lacks {', '.join(sorted(missing))}")
+    _check_probe(record["probe"])
+
+
+def _check_probe(probe: dict[str, Any]) -> None:
+    shapes = {"positions": (len(probe["numbers"]), 3), "cell": (3, 3), "pbc": (3,)}
+    for name, shape in shapes.items():
+        if np.shape(probe[name]) != shape:
+            raise ValueError(f"probe.{name} has the shape {np.shape(probe[name])}, not {shape}")
 
 
 def check_identity(path: Path, identity: dict[str, Any], config: Config, index: int) -> None:

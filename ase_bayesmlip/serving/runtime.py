@@ -267,7 +267,7 @@ def find_device(device: str | torch.device) -> torch.device:
     """The device of that name, or a `ValueError` that says which there are."""
     try:
         target = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"device {device!r} is unknown; choose 'cpu' or 'cuda'") from error
     if target.type not in ("cpu", "cuda"):
         raise ValueError(f"device {str(device)!r} is not supported; choose 'cpu' or 'cuda'")

@@ -96,7 +96,10 @@ def test_what_changes_nothing_keeps_the_results(calc, ethanol):
         ({"skin": -1.0}, ValueError, "skin"),
         ({"skin": float("nan")}, ValueError, "skin"),
         ({"skin": float("inf")}, ValueError, "skin"),
-        ({"skin": "1"}, TypeError, "not supported between"),
+        ({"skin": "1"}, TypeError, "skin is '1'; it must be a number"),
+        ({"skin": None}, TypeError, "skin is None"),
+        ({"skin": True}, TypeError, "skin is True"),
+        ({"device": 1.5}, ValueError, "choose 'cpu'"),
         ({"lazy": "no"}, TypeError, "lazy is 'no'; it must be True or False"),
         ({"return_members": 2}, TypeError, "return_members is 2"),
     ],
@@ -110,6 +113,12 @@ def test_what_cannot_be_set_changes_nothing(calc, settings, error, message):
     assert calc.parameters == before
     assert calc.model is model
     assert calc._neighbors.skin == 0.5
+
+
+def test_no_device_is_the_cpu_and_a_loaded_model_is_none_of_a_setting(calc):
+    assert calc.set(device=None) == {}
+    with pytest.raises(TypeError, match="takes the path of a model"):
+        calc.set(model=calc.model)
 
 
 @pytest.mark.parametrize("settings", [{"skin": float("nan")}, {"lazy": "no"}, {"dtyp": "float64"}])

@@ -135,11 +135,14 @@ def test_numbers_that_yaml_reads_as_text():
         ("training", "clip_norm", 0.0),
         ("training", "warmup_steps", -1),
         ("training", "weight_decay", -0.1),
+        ("training", "weight_decay", math.inf),
         ("training", "patience", -1),
         ("posterior", "members", 0),
         ("seeds", "data", -1),
         ("seeds", "initialisation", -1),
         ("seeds", "shuffling", -1),
+        ("seeds", "initialisation", 2**63),
+        ("seeds", "data", 2**70),
     ],
 )
 def test_value_out_of_range(section, key, value):

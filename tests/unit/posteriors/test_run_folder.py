@@ -72,6 +72,26 @@ def test_a_damaged_record_is_named(run, capsys, name, value):
     assert "run.json is damaged" in serve(run, capsys)
 
 
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("statistics", "atomic_numbers", [1, 6, 999]),
+        ("statistics", "atomic_numbers", [0, 6, 8]),
+        ("statistics", "avg_n_neighbors", float("nan")),
+        ("statistics", "force_rms", 0.0),
+        ("statistics", "reference_energies", [1.0, float("inf"), 1.0]),
+        ("probe", "positions", [[0.0]]),
+        ("probe", "cell", [1.0, 2.0]),
+        ("probe", "pbc", [True]),
+    ],
+)
+def test_numbers_of_the_record_that_cannot_be(run, capsys, part, name, value):
+    record = json.loads((run / "run.json").read_text())
+    record[part][name] = value
+    (run / "run.json").write_text(json.dumps(record))
+    assert "run.json is damaged" in serve(run, capsys)
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "run.json"])
 def test_a_lost_file_is_named_and_the_repair_repairs(run, capsys, name):
     expected = (run / name).read_text()
