@@ -128,7 +128,13 @@ def _build(
         case "nose_hoover":
             return NoseHooverChainNVT(atoms, time_step, temperature_K, tdamp=time_constant)
         case "bussi":
-            return Bussi(atoms, time_step, temperature_K, taut=time_constant, rng=generator)
+            try:
+                return Bussi(atoms, time_step, temperature_K, taut=time_constant, rng=generator)
+            except NotImplementedError as error:
+                raise ValueError(
+                    "ASE cannot count what these constraints leave free, which Bussi dynamics "
+                    "needs; take 'langevin'"
+                ) from error
         case "langevin_baoab":
             try:
                 from ase.md.langevinbaoab import LangevinBAOAB

@@ -112,11 +112,11 @@ def limits_for(
     """
     limits = training_limits(card)
     if not (isinstance(force_limit, str) and force_limit == "training"):
-        if force_limit is not None and (isinstance(force_limit, str) or not force_limit > 0):
+        if force_limit is not None and not _is_above_zero(force_limit):
             raise ValueError(
                 f"force_limit must be 'training', None or above 0 eV/Å, not {force_limit!r}"
             )
-        limits = replace(limits, force_max=math.inf if force_limit is None else force_limit)
+        limits = replace(limits, force_max=math.inf if force_limit is None else float(force_limit))
     if not (isinstance(energy_limit, str) and energy_limit == "training"):
         pair = _NO_LIMIT if energy_limit is None else tuple(np.ravel(energy_limit).tolist())
         if isinstance(energy_limit, str) or len(pair) != 2 or not pair[0] < pair[1]:
@@ -126,3 +126,8 @@ def limits_for(
             )
         limits = replace(limits, energy_per_atom=pair)
     return limits
+
+
+def _is_above_zero(value: Any) -> bool:
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    return number and bool(value > 0)

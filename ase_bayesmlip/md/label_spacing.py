@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -41,10 +42,10 @@ class LabelSpacing:
         if isinstance(spacing, str):
             if spacing != "correlation":
                 raise ValueError(f"spacing must be 'correlation' or frames, not {spacing!r}")
-        elif isinstance(spacing, bool) or not spacing >= 1 or spacing != int(spacing):
+        elif not _is_integer(spacing) or spacing < 1:
             raise ValueError(f"a spacing is 1 or more observed frames, not {spacing!r}")
-        if max_labels is not None and not max_labels >= 0:
-            raise ValueError(f"max_labels must not be negative, got {max_labels}")
+        if max_labels is not None and (not _is_integer(max_labels) or max_labels < 0):
+            raise ValueError(f"max_labels must be a number of 0 or more, or None: {max_labels!r}")
         self.spacing = spacing
         self.max_labels = max_labels
         self.n_labels = self.n_correlated = self.n_over_budget = 0
@@ -89,3 +90,7 @@ class LabelSpacing:
     def restart(self, frame: int) -> None:
         """Forget the scores of the frames before this one, for instance when a heating begins."""
         self._start = frame
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -145,6 +145,7 @@ class Recalculate:
         if on_error not in ("warn", "raise"):
             raise ValueError(f"on_error must be 'warn' or 'raise', not {on_error!r}")
         check_calculator(reference_calculator)
+        self.reference_calculator = reference_calculator
         self.plan = LabelSpacing(spacing, max_labels)
         limits_for(None, force_limit, energy_limit)  # refuses what is none
         self.force_limit, self.energy_limit = force_limit, energy_limit
@@ -155,6 +156,14 @@ class Recalculate:
         self.continue_on_reference = continue_on_reference
         self.on_error = on_error
         self.records: list[ReferenceRecord] = []
+
+    def check_dynamics(self, dyn: Any) -> None:
+        """Refuse the calculator of the simulation itself: it would label its own predictions."""
+        if getattr(dyn.atoms, "calc", None) is self.reference_calculator:
+            raise ValueError(
+                f"the reference, {self.name}, is the calculator of the simulation: its own "
+                "predictions would become labels; give another one"
+            )
 
     def on_frame(self, monitor: Monitor) -> None:
         """Find out before the first step whether labelled frames can be written."""

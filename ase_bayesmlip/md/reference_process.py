@@ -59,8 +59,8 @@ class ReferenceProcess:
     """
 
     def __init__(self, reference: str | BaseCalculator, timeout_s: float) -> None:
-        if not 0 < timeout_s < math.inf:
-            raise ValueError(f"timeout_s must be a positive number of seconds, not {timeout_s}")
+        if isinstance(timeout_s, str | bool) or not 0 < timeout_s < math.inf:
+            raise ValueError(f"timeout_s must be a positive number of seconds, not {timeout_s!r}")
         if os.name != "posix":
             raise ValueError("timeout_s needs a POSIX system (Linux, macOS)")
         self.timeout_s = float(timeout_s)

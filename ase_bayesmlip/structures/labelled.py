@@ -91,7 +91,7 @@ def read_frames(
         found = [
             labelled_frame(atoms, keys, f"{name}#{number}")
             for number, atoms in read_structures(name, index)
-            if not is_isolated_atom(atoms)
+            if not is_isolated_atom(atoms, f"{name}#{number}")
         ]
         warn_of_high_stress([(frame.source, frame.stress) for frame in found])
         frames += found

@@ -79,7 +79,7 @@ def read_evaluation_frames(
     frames = [
         _frame(atoms, keys, f"{name}#{number}")
         for number, atoms in read_structures(name, index)
-        if not is_isolated_atom(atoms)
+        if not is_isolated_atom(atoms, f"{name}#{number}")
     ]
     warn_of_high_stress([(frame.source, frame.stress) for frame in frames])
     if not frames:

@@ -107,7 +107,19 @@ def _decompressed(path: Path) -> Iterator[Path]:
         yield plain
 
 
-def is_isolated_atom(atoms: Atoms) -> bool:
-    """Whether a frame says that it is one: it carries a reference energy, not training data."""
+def is_isolated_atom(atoms: Atoms, source: str) -> bool:
+    """Whether a frame says that it is one: it carries a reference energy, not training data.
+
+    Raises
+    ------
+    DataError
+        If it says so and has more atoms, or none.
+    """
     kind = atoms.info.get("config_type")  # a list of numbers, if the file says so
-    return isinstance(kind, str) and kind == ISOLATED
+    if not isinstance(kind, str) or kind != ISOLATED:
+        return False
+    if len(atoms) != 1:
+        raise DataError(
+            f"{source}: config_type is {ISOLATED}, but there are {len(atoms)} atoms; correct it"
+        )
+    return True

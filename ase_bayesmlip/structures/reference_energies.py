@@ -87,13 +87,8 @@ def _from_file(path: str, key: str) -> dict[int, float]:
 
 
 def _isolated(frames: list[tuple[int, Atoms]], path: str) -> list[tuple[int, Atoms]]:
-    named = [item for item in frames if is_isolated_atom(item[1])]
+    named = [item for item in frames if is_isolated_atom(item[1], f"{path}#{item[0]}")]
     for number, atoms in named:
-        if len(atoms) != 1:
-            raise DataError(
-                f"{path}#{number}: config_type is {ISOLATED}, but there are {len(atoms)} atoms; "
-                "correct it"
-            )
         if _image_distance(atoms) < MIN_BOX:
             raise DataError(
                 f"{path}#{number}: config_type is {ISOLATED}, but its periodic images are "

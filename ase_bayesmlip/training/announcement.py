@@ -40,9 +40,10 @@ def describe(config: Config, data: TrainingData) -> str:
         )
     )
     elements = ", ".join(chemical_symbols[z] for z in data.statistics.atomic_numbers)
+    lone = f"; {data.n_lone} training frames with atoms that have no neighbour" * (data.n_lone > 0)
     return (
         f"{len(data.train)} training and {len(data.valid)} validation frames; labels: {labels}; "
-        f"elements: {elements}; reference energies: {_references(config)}; {_alarms(config)}"
+        f"elements: {elements}; reference energies: {_references(config)}; {_alarms(config)}{lone}"
     )
 
 

@@ -186,15 +186,15 @@ class TrainingData:
     train, valid : list of LabelledFrame
     references : dict of int to float, eV
     statistics : DataStatistics
-    has_lone_atoms : bool
-        Whether some training atom has no neighbour within the cutoff.
+    n_lone : int
+        Training frames in which some atom has no neighbour within the cutoff.
     """
 
     train: list[LabelledFrame]
     valid: list[LabelledFrame]
     references: dict[int, float]
     statistics: DataStatistics
-    has_lone_atoms: bool
+    n_lone: int
 
     def record(self) -> dict[str, Any]:
         """Plain data that a run keeps: statistics, checksums, limits, a probe structure."""
@@ -210,7 +210,7 @@ class TrainingData:
             "train_frames": digests(self.train),
             "valid_frames": digests(self.valid),
             "has_stress": any(frame.stress is not None for frame in self.train),
-            "has_lone_atoms": self.has_lone_atoms,
+            "has_lone_atoms": self.n_lone > 0,
             "label_limits": self.label_limits(),
             "probe": {
                 "numbers": probe.numbers.tolist(),
@@ -249,9 +249,16 @@ def load_training_data(config: Config) -> TrainingData:
         valid = read_frames(data.valid, data.keys, data.units)
     _check_stress(data, train)
     references = reference_energies(data, train)
-    counts = np.concatenate(neighbor_counts(train, config.model.cutoff))
+    of_frames = neighbor_counts(train, config.model.cutoff)
+    counts = np.concatenate(of_frames)
+    if not counts.any():
+        raise DataError(
+            f"no training atom has a neighbour within model.cutoff, {config.model.cutoff} Å: there "
+            "is nothing to learn; a cutoff is 4 to 6 Å as a rule"
+        )
     statistics = data_statistics(train, references, counts)
-    return TrainingData(train, valid, references, statistics, bool((counts == 0).any()))
+    n_lone = sum(bool((count == 0).any()) for count in of_frames)
+    return TrainingData(train, valid, references, statistics, n_lone)
 
 
 def _check_stress(data: DataConfig, train: Sequence[LabelledFrame]) -> None:

@@ -306,6 +306,23 @@ def test_limits_of_labels_follow_from_the_card_or_the_user(tmp_path):
         Recalculate(FakePotential(), force_limit="no")
 
 
+def test_a_model_does_not_label_its_own_predictions():
+    """As a reference it would, with errors of zero."""
+    atoms = make_atoms(FakePotential())
+    with pytest.raises(ValueError, match="is the calculator of the simulation"):
+        UncertaintyMonitor(
+            ScriptedDynamics(atoms), threshold=1.0, actions=[Recalculate(atoms.calc)]
+        )
+
+
+@pytest.mark.parametrize("wrong", [(1.0, 2.0), "3", True, -1.0, float("nan")])
+def test_limits_of_another_type_are_named(wrong):
+    with pytest.raises(ValueError, match="force_limit must be 'training', None or above 0"):
+        Recalculate(EMT(), force_limit=wrong)
+    with pytest.raises(ValueError, match="timeout_s must be a positive number"):
+        Recalculate(EMT(), timeout_s="5")
+
+
 def test_an_interruption_of_the_reference_ends_the_run():
     class Interrupted(Calculator):
         implemented_properties: ClassVar = ["energy", "forces"]

@@ -88,12 +88,15 @@ def test_what_is_not_finite_does_not_count():
     assert plan.frames_between(np.zeros(0)) == MIN_SPACING
 
 
-@pytest.mark.parametrize("spacing", [0, -1, 1.5, True, "often", np.nan])
+@pytest.mark.parametrize("spacing", [0, -1, 1.5, True, "often", np.nan, None])
 def test_bad_spacing(spacing):
     with pytest.raises(ValueError, match="spacing"):
         LabelSpacing(spacing)
 
 
 def test_bad_budget():
-    with pytest.raises(ValueError, match="max_labels must not be negative"):
+    for bad in ("3", 2.5, True):
+        with pytest.raises(ValueError, match="max_labels must be a number"):
+            LabelSpacing(max_labels=bad)
+    with pytest.raises(ValueError, match="max_labels must be a number of 0 or more"):
         LabelSpacing(max_labels=-1)

@@ -185,3 +185,12 @@ def test_an_unreadable_frame_says_where_it_is(tmp_path):
     path.write_text(good + good + good.replace("0.00000000", "0.0000oooo"))
     with pytest.raises(DataError, match=r"a\.extxyz: ASE cannot read it, after frame 1 .*could"):
         read_structures(path, slice(None))
+
+
+def test_several_atoms_that_say_they_are_isolated_are_not_left_out(tmp_path):
+    path = tmp_path / "a.extxyz"
+    text = written(molecule("H2O"))
+    path.write_text(text + changed("pbc=", "config_type=IsolatedAtom pbc=", molecule("H2O")))
+    for read in (read_frames, read_evaluation_frames):
+        with pytest.raises(DataError, match=r"a\.extxyz#1: config_type is IsolatedAtom.*3 atoms"):
+            read(str(path))

@@ -74,3 +74,16 @@ def test_the_library_is_silent_and_the_command_is_not(tmp_path, capsys):
         assert first.startswith("4 training and 2 validation frames; labels: energy 6 of 6")
         assert last.startswith("trained; next")
     assert not logging.getLogger("ase_bayesmlip").handlers
+
+
+def test_frames_with_atoms_that_have_no_neighbour_are_counted():
+    """They switch off a check of the monitor."""
+    assert "no neighbour" not in line()
+    config = tiny_config(model={"cutoff": 1.02})
+    text = describe(config, load_training_data(config))
+    assert "7 training frames with atoms that have no neighbour" in text
+
+
+def test_a_cutoff_that_reaches_no_atom_is_refused():
+    with pytest.raises(DataError, match=r"no training atom has a neighbour .* 0\.4 Å"):
+        load_training_data(tiny_config(model={"cutoff": 0.4}))
