@@ -261,7 +261,7 @@ CONFIG = {"temperature_K": 300.0, "n_steps": 60, "trajectory_interval": 20, "tim
 def test_simulation_writes_its_files(tmp_path):
     start = make_atoms()
     start.info["REF_energy"] = 3.0
-    config = SimulationConfig(**CONFIG, threshold=0.015, budget=3)
+    config = SimulationConfig(**CONFIG, threshold=0.015, budget=3, label_spacing=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         summary = run_simulation(
@@ -421,7 +421,7 @@ def test_exploding_simulation_is_stopped_as_unphysical(tmp_path):
             if self.n_evaluations > 10:
                 self.results["forces"][:] = np.nan
 
-    config = SimulationConfig(**CONFIG, threshold=0.0001)
+    config = SimulationConfig(**CONFIG, threshold=0.0001, label_spacing=1)
     reference = FakePotential()
     summary = run_simulation(make_atoms(), Exploding(), config, tmp_path, reference, progress=False)
     assert "unphysical frame at step 10: forces" in summary.stop_reason
@@ -482,13 +482,15 @@ def test_tblite_reference():
 def test_reference_that_is_unknown_or_not_installed(monkeypatch):
     with pytest.raises(ValueError, match=r"'dft'; known: gfn2, gfn1, emt, lj"):
         reference_calculator("dft")
-    monkeypatch.setitem(__import__("sys").modules, "tblite.ase", None)
+    modules = __import__("sys").modules
+    monkeypatch.setitem(modules, "tblite.ase", None)
+    monkeypatch.delitem(modules, "ase_bayesmlip.md.reference_xtb", raising=False)
     with pytest.raises(ImportError, match=r"pip install 'ase-bayesmlip\[demo\]'"):
         reference_calculator("gfn1")
 
 
 def test_log_makes_a_figure(tmp_path):
-    config = SimulationConfig(**CONFIG, threshold=0.015)
+    config = SimulationConfig(**CONFIG, threshold=0.015, label_spacing=1)
     run_simulation(
         make_atoms(), FakePotential(), config, tmp_path, FakePotential(7.0), progress=False
     )

@@ -113,7 +113,7 @@ def test_constant_energy_dynamics_conserve_energy(calculator):
     ("settings", "reason"),
     [
         ({}, "unphysical frame at step"),
-        ({"max_temperature_K": None}, "has no neighbour within the cutoff"),
+        ({"max_temperature_K": None}, "no neighbour within the cutoff"),
         ({"lone_atoms": "ignore"}, "K is above the limit"),
     ],
 )
