@@ -3,12 +3,12 @@
 The number of structures for each backend is BAYESMLIP_FUZZ, see the README beside this file.
 """
 
-import os
 import warnings
 
 import numpy as np
 import pytest
 from ase import Atoms
+from cases import n_cases
 
 from ase_bayesmlip.serving.runtime import load_model
 from ase_bayesmlip.structures.checks import check_distances, check_structure
@@ -22,7 +22,7 @@ from ase_bayesmlip.testing import (
     predict,
 )
 
-N_CASES = int(os.environ.get("BAYESMLIP_FUZZ", "6"))
+N_CASES = n_cases(6)
 # Posteriors whose variances of n copies are n or n² times as large; cholesky does not rotate.
 KINDS = ["ensemble", "small", "nll_e", "point", "race", "mse", "iso"]
 # Per structure, not per atom; the epistemic variance of n copies is n² times as large.
