@@ -21,7 +21,6 @@ from ase_bayesmlip.serving.parts import PartError, check_names, checked_parts, m
 from ase_bayesmlip.serving.self_test import (
     check_program,
     disagreement_of,
-    given_fields,
     self_test,
 )
 
@@ -224,9 +223,7 @@ def load_model(
             stacklevel=2,
         )
     model = dataclasses.replace(model, program=program)
-    self_test(model)
-    model = dataclasses.replace(model, fields=given_fields(model))
-    return model
+    return dataclasses.replace(model, fields=self_test(model))
 
 
 def _records(card: ModelCard, device: torch.device, dtype: str) -> list[dict[str, Any]]:

@@ -118,36 +118,32 @@ def disagreement_of(program: CompiledProgram, model: Model) -> str | None:
     return None if problem is None else f"it does not agree with TorchScript: {problem}"
 
 
-def given_fields(model: Model) -> frozenset[str]:
-    """Fields of a prediction that the model gives for a crystal made from its card."""
-    graph = trial_graphs(model.card)[-1]
-    try:
-        prediction = model.predict([graph], stress=True, members=True)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{model.path} cannot evaluate a structure of the elements of its card ({error}); "
-            "export it again from the training run"
-        ) from error
-    return frozenset(k for k, value in prediction._asdict().items() if value is not None)
+def self_test(model: Model) -> frozenset[str]:
+    """Evaluate the probe twice (the first calls specialise the program) and compare.
 
+    A card without a probe has nothing to compare with; a crystal takes its place.
 
-def self_test(model: Model) -> None:
-    """Evaluate the probe twice (the first calls specialise the program) and compare."""
-    probe = model.card.probe
-    if not probe:
-        return
+    Returns
+    -------
+    frozenset of str
+        Fields of a `Prediction` that the model gives when asked for everything.
+    """
+    probe, cutoff = model.card.probe, model.card.cutoff
     repair = (
         f"It was written with torch {model.card.versions.get('torch')}, this is "
         f"{torch.__version__}; export it again from the training run"
     )
     try:
-        graph = probe_graph(probe, model.card.cutoff)
-        for _ in range(2):
-            prediction = model.predict([graph])
+        graph = probe_graph(probe, cutoff) if probe else trial_graphs(model.card)[-1]
+        everything = model.predict([graph], stress=True, members=True)
+        prediction = model.predict([graph])
     except (RuntimeError, ValueError, TypeError) as error:
         raise ValueError(
             f"{model.path} cannot evaluate the probe structure of its card ({error}). {repair}"
         ) from error
+    fields = frozenset(k for k, value in everything._asdict().items() if value is not None)
+    if not probe:
+        return fields
     _check_flags(prediction, model)
     found = expected_numbers(prediction)
     allowed = _allowed_deviations(model)
@@ -160,6 +156,7 @@ def self_test(model: Model) -> None:
                 f"the probe structure deviates by {deviation:.3g} (allowed {allowed[name]:.3g})."
                 f" {repair}"
             )
+    return fields
 
 
 def _check_flags(prediction: Prediction, model: Model) -> None:
