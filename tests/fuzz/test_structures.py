@@ -35,6 +35,11 @@ def reference(data_folder):
 
 
 @pytest.fixture(scope="module")
+def single(data_folder):
+    return load_model(data_folder / "ethanol_ensemble.pt", dtype="float32")
+
+
+@pytest.fixture(scope="module")
 def compiled(compiled_shipped):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -93,8 +98,16 @@ def allowed(model, name):
     return (SPREAD_TOLERANCE if is_spread(name) else TOLERANCE)[model.dtype]
 
 
-def assert_same(model, label, found, expected):
-    """Fields of two evaluations that must be equal, to the size of what adds up to them."""
+# Times the error of TorchScript in the same precision on the same structure: atoms at half the
+# length of a bond have forces of 1e5 eV/Å, of which float32 keeps fewer digits.
+OF_PRECISION = 8.0
+
+
+def assert_same(model, label, found, expected, precision=None):
+    """Fields of two evaluations that must be equal, to the size of what adds up to them.
+
+    `precision` has, by field, what the precision itself costs on this structure.
+    """
     assert found.keys() == expected.keys()
     energies = np.abs(expected["atomic_energies"])
     for name, value in expected.items():
@@ -106,6 +119,7 @@ def assert_same(model, label, found, expected):
         room = allowed(model, name) * size
         if is_spread(name):
             room += rounding_of_spread(model, name, expected)
+        room += OF_PRECISION * (precision or {}).get(name, 0.0)
         deviation = np.abs(found[name] - value).max()
         assert deviation <= room + 1e-15, (name, label, deviation, size)
 
@@ -116,12 +130,13 @@ def rounding_of_spread(model, name, fields):
     size = energies.sum()
     if name.startswith(("forces", "stress")):
         kind = name.split("_")[0]
-        size = max(np.abs(fields.get(kind, 0.0)).max(), 0.1 * energies.max())
+        # A force that symmetry makes zero is a sum of terms as large as the energies over 0.5 Å.
+        size = max(np.abs(fields.get(kind, 0.0)).max(), 2.0 * energies.max())
     delta = size * {"float32": 1e-5, "float64": 1e-12}[model.dtype]
     return 2.0 * np.sqrt(np.abs(fields[name]).max()) * delta + delta**2
 
 
-def check_rotation(model, atoms, base, generator):
+def check_rotation(model, atoms, base, generator, precision=None):
     """Rotation or reflection, and another order of the atoms."""
     q = _orthogonal(generator, generator.choice([-1.0, 1.0]))
     order = generator.permutation(len(atoms))
@@ -132,19 +147,19 @@ def check_rotation(model, atoms, base, generator):
         name: _rotate(value[order] if name in (*PER_ATOM, "energy_shares") else value, q)
         for name, value in base.items()
     }
-    assert_same(model, "turned", predict(model, [turned]), expected)
+    assert_same(model, "turned", predict(model, [turned]), expected, precision)
 
 
-def check_translations(model, atoms, base, generator):
+def check_translations(model, atoms, base, generator, precision=None):
     """By a vector, and each atom by lattice vectors of its own."""
     moved = atoms.copy()
     moved.positions += generator.uniform(-50.0, 50.0, size=3)
     images = generator.integers(-3, 4, size=(len(atoms), 3)) * atoms.pbc
     moved.positions += images @ atoms.cell.array
-    assert_same(model, "translated", predict(model, [moved]), base)
+    assert_same(model, "translated", predict(model, [moved]), base, precision)
 
 
-def check_supercell(model, atoms, base):
+def check_supercell(model, atoms, base, precision=None):
     """Twice along each periodic direction."""
     for axis in np.flatnonzero(atoms.pbc):
         double = atoms.repeat([2 if k == axis else 1 for k in range(3)])
@@ -159,7 +174,7 @@ def check_supercell(model, atoms, base):
                 expected[name] = value
             else:
                 expected[name] = np.concatenate([value, value])
-        assert_same(model, f"twice along {axis}", predict(model, [double]), expected)
+        assert_same(model, f"twice along {axis}", predict(model, [double]), expected, precision)
 
 
 def energy(model, atoms):
@@ -184,7 +199,7 @@ def check_slopes(model, atoms, base, generator):
 
     size = max(float(np.abs(base["forces"]).max()), 1e-2)
     expected = -float((base["forces"] * direction).sum())
-    assert abs(slope(moved, 1e-3) - expected) < 1e-5 * size, "forces"
+    assert abs(slope(moved, 2e-4) - expected) < 1e-5 * size, "forces"
     if "stress" not in base or not atoms.pbc.all():
         return
     strain = generator.normal(size=(3, 3))
@@ -217,17 +232,20 @@ def test_symmetries_and_slopes(loaded, seed):
 
 
 @pytest.mark.parametrize("seed", range(N_CASES))
-def test_the_compiled_program_follows(reference, compiled, seed):
+def test_the_compiled_program_follows(reference, single, compiled, seed):
     """The program in float32 against TorchScript in float64, and against itself."""
     atoms = accepted_structure(seed, reference.card)
     generator = np.random.default_rng([seed, 1])
     expected = predict(reference, [atoms])
     base = predict(compiled, [atoms])
-    assert_same(compiled, "TorchScript", {name: base[name] for name in expected}, expected)
+    own = predict(single, [atoms])
+    precision = {name: np.abs(own[name] - value).max() for name, value in expected.items()}
+    given = {name: base[name] for name in expected}
+    assert_same(compiled, "TorchScript", given, expected, precision)
     if np.abs(atoms.positions).max() < 1e3:
-        check_rotation(compiled, atoms, base, generator)
-    check_translations(compiled, atoms, base, generator)
-    check_supercell(compiled, atoms, base)
+        check_rotation(compiled, atoms, base, generator, precision)
+    check_translations(compiled, atoms, base, generator, precision)
+    check_supercell(compiled, atoms, base, precision)
     other = accepted_structure(seed + 1, reference.card)
     batch = predict(compiled, [atoms, other])
     alone = predict(compiled, [other])
