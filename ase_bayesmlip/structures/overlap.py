@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from ase import Atoms
 
 from ase_bayesmlip.card import ModelCard
+from ase_bayesmlip.metrics.errors import Frame
 from ase_bayesmlip.structures.labelled import LabelledFrame, sha256
 
 # Hexadecimal digits of a structure: of 10,000 others, one in 400,000 has the same by chance.
@@ -20,22 +21,6 @@ MAX_DIGESTS = 4096
 _DECIMALS = 5
 # Relative, and eV or eV/Å: labels that differ by no more are the same.
 _SAME = 1e-6
-
-
-class Frame(Protocol):
-    """A structure with labels, of which some may be missing."""
-
-    @property
-    def atoms(self) -> Atoms:
-        """Structure."""
-
-    @property
-    def energy(self) -> float | None:
-        """Energy, eV."""
-
-    @property
-    def forces(self) -> np.ndarray | None:
-        """Forces, (n_atoms, 3), eV/Å."""
 
 
 def digest(atoms: Atoms) -> str:
