@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
@@ -36,9 +37,9 @@ class ServedCalculator(Calculator):
         """Whether `results` leaves out what takes work of its own; `set` changes it."""
         return bool(self.parameters["lazy"])
 
+    @abstractmethod
     def _configure(self, model: LoadedModel, skin: float, return_members: bool, lazy: bool) -> None:
         """Put settings in force, all or, with an error, none."""
-        raise NotImplementedError
 
     def set(self, **settings: Any) -> dict[str, Any]:
         """Change settings of the constructor; another model, device, dtype or backend is loaded.

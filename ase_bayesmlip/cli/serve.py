@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     paths = arguments.calibration or data.calibration
     # Read before anything is written: a mistake here must not leave a file without thresholds.
     frames = read_frames(paths, data.keys, data.units) if paths else []
-    unseen(frames, state.record)
+    unseen(frames, state.record)  # refuses those of the training
     card = export_members(members, state.config, state.record, arguments.output, arguments.seed)
     if frames and card.has_epistemic:
         score_frames(arguments.output, frames)

@@ -19,6 +19,7 @@ from typing import Any
 
 from ase import Atoms
 
+from ase_bayesmlip.files import append_whole, write_whole
 from ase_bayesmlip.md.events import Event, LastFrame, Monitor, UncertaintyWarning, event_information
 from ase_bayesmlip.md.recalculate import Recalculate, ReferenceRecord
 from ase_bayesmlip.md.rewind import Rewind
@@ -82,13 +83,13 @@ class LogCSV:
         """Append the row of the present frame."""
         if not self._ready:
             self._prepare()
-        with self.path.open("a", encoding="utf-8", newline="") as file:
-            file.write(_csv_line([_field(monitor.row.get(name)) for name in self.COLUMNS]))
+        row = _csv_line([_field(monitor.row.get(name)) for name in self.COLUMNS])
+        append_whole(self.path, row.encode())
 
     def _prepare(self) -> None:
         header = _csv_line(self.COLUMNS)
         if not self.path.exists() or self.path.stat().st_size == 0:
-            self.path.write_text(header, encoding="utf-8", newline="")
+            write_whole(self.path, header.encode())
         else:
             content = self.path.read_bytes()
             if not content.startswith(header.encode()):

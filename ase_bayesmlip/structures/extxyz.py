@@ -18,6 +18,7 @@ from ase.constraints import FixAtoms, FixCartesian
 from ase.io.extxyz import per_config_properties
 from ase.stress import voigt_6_to_full_3x3_stress
 
+from ase_bayesmlip.files import append_whole
 from ase_bayesmlip.structures.extxyz_fields import Column, column_of, entry_text
 
 LABEL_PREFIX = "REF_"
@@ -78,15 +79,9 @@ class FrameFile:
         self.checked = True
 
     def append(self, frame: Atoms) -> None:
-        """Append one frame in a single write.
-
-        The text is complete before the file is opened, so that an interrupted run leaves whole
-        frames behind.
-        """
+        """Append one frame: neither an interruption nor a full disk leaves a part of it."""
         self.check(frame)
-        text = self._text(frame)
-        with self.path.open("a", encoding="ascii", newline="\n") as file:
-            file.write(text)
+        append_whole(self.path, self._text(frame).encode("ascii"))
 
     def _text(self, frame: Atoms) -> str:
         text, left_out = frame_text(frame)

@@ -3,10 +3,14 @@
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from ase import Atoms
 
 from ase_bayesmlip.files import append_whole, write_whole
+from ase_bayesmlip.md.actions import LogCSV
+from ase_bayesmlip.structures.extxyz import FrameFile
 from ase_bayesmlip.training.log import append_metrics, truncate_metrics
 
 
@@ -61,37 +65,53 @@ def test_a_disk_that_is_really_full():
         append_whole(Path("/dev/full"), b"row")
 
 
-def test_a_row_is_added_whole_or_not_at_all(tmp_path, monkeypatch):
+class Half:
+    """A file on a disk that takes three more bytes."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def write(self, content):
+        self.file.write(content[:3])
+        self.file.flush()
+        full_disk()
+
+
+def add_metrics(path):
+    append_metrics(path, {"epoch": 1, "loss": 0.25})
+
+
+def add_frame(path):
+    FrameFile(path).append(Atoms("H", info={"REF_energy": -1.0}))
+
+
+def add_log_row(path):
+    LogCSV(path).on_frame(SimpleNamespace(row={"step": 1, "score": 0.5}))
+
+
+@pytest.mark.parametrize("add", [add_metrics, add_frame, add_log_row])
+def test_what_is_added_is_added_whole_or_not_at_all(add, tmp_path, monkeypatch):
+    """Metrics, frames with their labels, and the log of a monitor."""
     path = tmp_path / "metrics.csv"
-    append_metrics(path, {"epoch": 1, "loss": 0.5})
+    add(path)
     before = path.read_bytes()
-
-    class Half:
-        """A file on a disk that takes three more bytes."""
-
-        def __init__(self, file):
-            self.file = file
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            self.file.close()
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
-
-        def write(self, content):
-            self.file.write(content[:3])
-            self.file.flush()
-            full_disk()
-
     real = Path.open
     monkeypatch.setattr(Path, "open", lambda self, *a, **k: Half(real(self, *a, **k)))
     with pytest.raises(OSError, match=r"No space left on device.*metrics\.csv"):
-        append_metrics(path, {"epoch": 2, "loss": 0.25})
+        add(path)
     monkeypatch.undo()
     assert path.read_bytes() == before
+    add(path)
+    assert len(path.read_bytes()) > len(before)
 
 
 def test_rows_of_a_continued_run_keep_their_columns(tmp_path):
