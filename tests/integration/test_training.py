@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ase.io import read, write
 from tiny import assert_same
 
 from ase_bayesmlip.config import Config, from_dict
@@ -362,9 +363,10 @@ def test_statistics_of_the_data():
 
 
 def test_frames_without_forces_leave_no_scale(tmp_path):
-    source = (DATA / "isolated_atoms.extxyz").read_text()
+    frame = read(DATA / "ethanol_valid.extxyz", index=0)
+    frame.arrays["REF_forces"] = np.zeros((len(frame), 3))
     path = tmp_path / "still.extxyz"
-    path.write_text(source.replace("config_type=IsolatedAtom", "config_type=still"))
+    write(path, frame)
     config = make_config(data={"train": str(path), "valid": str(path)})
     with pytest.raises(DataError, match="all training forces are zero"):
         load_training_data(config)

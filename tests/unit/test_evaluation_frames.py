@@ -106,7 +106,7 @@ def test_labels_that_are_no_numbers_are_refused(file, forces):
 
 def test_no_frames(file, tmp_path):
     with pytest.raises(DataError, match=r"no frames in .*nothing can be evaluated"):
-        read_evaluation_frames(file(water(config_type="IsolatedAtom")))
+        read_evaluation_frames(file(Atoms("O", info={"config_type": "IsolatedAtom"})))
     with pytest.raises(DataError, match="no frames"):
         read_evaluation_frames(file(water()) + "@5:")
     with pytest.raises(FileNotFoundError, match="no data file"):
