@@ -3,6 +3,7 @@
 The time of a step does not depend on the weights, so potentials need no training here.
 """
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -11,6 +12,7 @@ import platform
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import ase.io
 import torch
@@ -23,6 +25,7 @@ from ase_bayesmlip.config.posterior import EnsembleConfig, EvidentialConfig
 from ase_bayesmlip.nn.build import build_potential
 from ase_bayesmlip.nn.last_layer import LastLayerPotential
 from ase_bayesmlip.nn.potential import Potential, readout_weights
+from ase_bayesmlip.nn.stacked.potential import StackedPotential
 from ase_bayesmlip.serving.export import export_members
 from ase_bayesmlip.training.data import load_training_data
 
@@ -58,6 +61,7 @@ def served_file(
     compile_for: tuple[str, str] | None = None,
     n_draws: int = 0,
     loss: str = "nll_jef",
+    kernels: bool = True,
 ) -> Path:
     """A served file of untrained potentials of the default shape for the elements of the frames.
 
@@ -71,8 +75,12 @@ def served_file(
         Drawn readouts of each potential, as a last-layer Laplace approximation has them.
     loss : str
         Decides about the heads: "nll_jef" has noise heads, "mse" none, "evidential" laws.
+    kernels : bool
+        Whether a compiled program runs the generated C++ kernels, or the formulas in torch that
+        define them (`nn.stacked.products`), as AOTInductor compiles them.
     """
-    name = f"{Path(frames).parent.name}-{loss}-{n_members}-{n_draws}.pt"
+    suffix = "" if kernels else "-formulas"
+    name = f"{Path(frames).parent.name}-{loss}-{n_members}-{n_draws}{suffix}.pt"
     path = CACHE / _source_digest() / name
     if not path.exists():
         source = str(data_file(frames))
@@ -103,8 +111,14 @@ def served_file(
         from ase_bayesmlip.serving.compiler import compile_served
 
         device, dtype = compile_for
-        compile_served(path, device=device, dtype=dtype)
+        with contextlib.nullcontext() if kernels else _no_kernels():
+            compile_served(path, device=device, dtype=dtype)
     return path
+
+
+def _no_kernels() -> contextlib.AbstractContextManager[Any]:
+    """While it lasts, programs are compiled from the formulas in torch."""
+    return mock.patch.object(StackedPotential, "use_kernels", lambda stacked, digest: None)
 
 
 def _uncertain(potential: Potential, n_draws: int) -> LastLayerPotential:

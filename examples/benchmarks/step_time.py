@@ -104,8 +104,14 @@ def our_case(
     """Our calculator with that many members."""
     target = (arguments.device, arguments.dtype)
     n_draws, loss, name = POSTERIORS[posterior]
+    backend, _, formulas = backend.partition("-")
     path = served_file(
-        frames, n_members, target if backend == "aoti" else None, n_draws=n_draws, loss=loss
+        frames,
+        n_members,
+        target if backend == "aoti" else None,
+        n_draws=n_draws,
+        loss=loss,
+        kernels=not formulas,
     )
     calculator = BayesianCalculator(
         path, device=arguments.device, dtype=arguments.dtype, backend=backend
@@ -126,8 +132,10 @@ def our_case(
     }
     if backend == "aoti":
         about["compile_s"] = compiled_record(path, *target)["seconds"]
+        about["kernels"] = not formulas
     plural = "" if n_members == 1 else "s"
-    return Case(f"ours, {n_members} member{plural}{name}, {backend}", about, walk.turn)
+    label = f"ours, {n_members} member{plural}{name}, {backend}"
+    return Case(label + (" without kernels" if formulas else ""), about, walk.turn)
 
 
 def mace_case(
@@ -228,7 +236,13 @@ def arguments_of_command() -> argparse.Namespace:
         choices=["laplace", "evidential"],
         default=["laplace", "evidential"],
     )
-    parser.add_argument("--backends", nargs="+", default=["torchscript", "aoti"])
+    parser.add_argument(
+        "--backends",
+        nargs="+",
+        choices=["torchscript", "aoti", "aoti-formulas"],
+        default=["torchscript", "aoti"],
+        help="aoti-formulas: AOTInductor without the generated C++ kernels",
+    )
     parser.add_argument("--mace-python", help="interpreter of MACE's environment")
     parser.add_argument(
         "--mace-also",
