@@ -17,6 +17,8 @@ from ase_bayesmlip.training.data import Labels
 from ase_bayesmlip.training.loss import loss
 from ase_bayesmlip.training.outputs import Outputs, evaluate
 
+pytestmark = pytest.mark.slow
+
 UNIT = 1.7
 
 
