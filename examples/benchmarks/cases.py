@@ -118,7 +118,7 @@ def served_file(
 
 def _no_kernels() -> contextlib.AbstractContextManager[Any]:
     """While it lasts, programs are compiled from the formulas in torch."""
-    return mock.patch.object(StackedPotential, "use_kernels", lambda stacked, digest: None)
+    return mock.patch.object(StackedPotential, "use_kernels")
 
 
 def _uncertain(potential: Potential, n_draws: int) -> LastLayerPotential:
