@@ -12,10 +12,10 @@ from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 from ase.outputs import Properties, all_outputs
 
-from ase_bayesmlip.calculator_settings import ServedCalculator
 from ase_bayesmlip.graph import AtomicGraph
 from ase_bayesmlip.prediction import result_names, to_results
 from ase_bayesmlip.serving.runtime import LoadedModel, load_model
+from ase_bayesmlip.serving.served_calculator import ServedCalculator
 from ase_bayesmlip.structures.checks import check_distances, check_structure
 from ase_bayesmlip.structures.neighbors import (
     NeighborList,

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ase_bayesmlip.metrics.errors import Errors, errors_of_energies, errors_of_forces
+from ase_bayesmlip.metrics.errors import Errors, Frame, errors_of_energies, errors_of_forces
 from ase_bayesmlip.metrics.origin import Origin
 from ase_bayesmlip.metrics.round_off import round_off_note
-from ase_bayesmlip.structures.labelled import LabelledFrame
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -69,7 +68,7 @@ class Observations:
 
 def observe(
     results: Sequence[Mapping[str, Any]],
-    frames: Sequence[LabelledFrame],
+    frames: Sequence[Frame],
     origin: Origin | None = None,
 ) -> Observations:
     """Errors and covariances of calibration frames, with their law.
@@ -79,7 +78,7 @@ def observe(
     results : sequence of mapping
         Of the served model, one per frame, with the keys of `BayesianCalculator`. Of the variances
         the parts are read.
-    frames : sequence of LabelledFrame
+    frames : sequence of Frame
     origin : Origin
         What the variances are made of: ``metrics.origin_of(calc.card)``. Without it those that
         have no noise part count as known.
@@ -114,7 +113,7 @@ def observe(
     return Observations(forces, energy, settled, np.arange(len(frames)), n_atoms)
 
 
-def _checked(name: str, found: Errors | None, frames: Sequence[LabelledFrame]) -> Errors | None:
+def _checked(name: str, found: Errors | None, frames: Sequence[Frame]) -> Errors | None:
     """The errors, if they have covariances, all of which must be finite and not zero."""
     if found is None or found.covariance is None:
         return None

@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
 def score_frames(model: Path, frames: Sequence[LabelledFrame]) -> None:
     """Keep the scores of calibration frames in a file: a monitor's thresholds come from them."""
     from ase_bayesmlip.calculator import BayesianCalculator
-    from ase_bayesmlip.md.scores import calibration_scores
+    from ase_bayesmlip.scores import calibration_scores
     from ase_bayesmlip.serving.archive import replace_card
 
     calculator = BayesianCalculator(model)
@@ -99,8 +99,8 @@ def calibrate_file(
     """
     from ase_bayesmlip.calculator import BayesianCalculator
     from ase_bayesmlip.calibration import calibrate, observe, scaled_results
-    from ase_bayesmlip.md.scores import calibration_scores
     from ase_bayesmlip.metrics import origin_of
+    from ase_bayesmlip.scores import calibration_scores
     from ase_bayesmlip.serving.calibrate import write_recalibrated
 
     card = read_card(model)

@@ -161,8 +161,8 @@ def _start(path: Path) -> Atoms:
 
 
 def _draw(log: Path, score_name: str) -> Path:
-    from ase_bayesmlip.md.scores import SCORE_UNITS
     from ase_bayesmlip.report import monitored_md_figure, read_log
+    from ase_bayesmlip.scores import SCORE_UNITS
 
     unit = SCORE_UNITS.get(score_name, "")
     return monitored_md_figure(read_log(log), log.parent / "figure.png", unit=unit)

@@ -12,7 +12,7 @@ from ase import Atoms
 from ase_bayesmlip import metrics
 from ase_bayesmlip.evaluation.comparison import Comparison
 from ase_bayesmlip.evaluation.intervals import Bootstrap, Estimate
-from ase_bayesmlip.md.scores import SCORES, evaluate_score
+from ase_bayesmlip.scores import SCORES, evaluate_score
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
 ScoreOfFrame = Callable[[Mapping[str, Any], Atoms], float]

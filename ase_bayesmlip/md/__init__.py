@@ -22,8 +22,8 @@ from ase_bayesmlip.md.events import Event, History
 from ase_bayesmlip.md.monitor import UncertaintyMonitor
 from ase_bayesmlip.md.recalculate import Recalculate, ReferenceRecord
 from ase_bayesmlip.md.rewind import Rewind
-from ase_bayesmlip.md.scores import SCORES, Score
 from ase_bayesmlip.md.threshold import false_alarm_threshold
+from ase_bayesmlip.scores import SCORES, Score
 
 __all__ = [
     "SCORES",

@@ -9,7 +9,7 @@ import numpy as np
 from ase import Atoms
 
 from ase_bayesmlip.md.constraints import held_atoms
-from ase_bayesmlip.md.scores import OF_ATOMS
+from ase_bayesmlip.scores import OF_ATOMS
 
 
 def counted_atoms(

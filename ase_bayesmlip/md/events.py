@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from ase import Atoms
 
-from ase_bayesmlip.md.scores import Score
+from ase_bayesmlip.scores import Score
 
 
 class UncertaintyWarning(UserWarning):

@@ -26,9 +26,9 @@ from ase_bayesmlip.md.events import (
 )
 from ase_bayesmlip.md.integrators import check_attached_once, observed_structure, time_step_fs
 from ase_bayesmlip.md.physical import PhysicalChecks, unphysical_results
-from ase_bayesmlip.md.scores import Score, ScoreFunction, evaluate_score, find_score
 from ase_bayesmlip.md.stopping import Brake
 from ase_bayesmlip.md.threshold import Budget, Trigger, find_scores, find_threshold
+from ase_bayesmlip.scores import Score, ScoreFunction, evaluate_score, find_score
 
 
 class _Observation(NamedTuple):

@@ -11,7 +11,7 @@ from ase import Atoms
 
 from ase_bayesmlip.md.monitor import UncertaintyMonitor
 from ase_bayesmlip.md.recalculate import Recalculate
-from ase_bayesmlip.md.scores import SCORE_UNITS
+from ase_bayesmlip.scores import SCORE_UNITS
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,6 +31,10 @@ class Frame(Protocol):
     def forces(self) -> np.ndarray | None:
         """Forces, (n_atoms, 3), eV/Å."""
 
+    @property
+    def source(self) -> str:
+        """Where it was read, for messages."""
+
 
 @dataclass(frozen=True, eq=False)
 class Errors:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
-from ase_bayesmlip.card import ModelCard
 from ase_bayesmlip.metrics.laws import PredictiveLaw
 
 # Smallest over largest eigenvalue of a matrix that is flat, and the share of flat ones from which
@@ -38,24 +39,17 @@ class Origin:
     spherical: bool | None = None
 
 
-def origin_of(card: ModelCard) -> Origin:
-    """What the card of a served file says.
+class Card(Protocol):
+    """What is read here of a `ModelCard`."""
 
-    A calibrated file keeps the law that its factors were fitted with. Files from before laws were
-    recorded took every error for a Gaussian, and spreads without noise for spheres. Networks with
-    draws in each of them have a sum of two spreads, which follows no law of one: it counts as
-    known.
-    """
-    if card.recalibrations:
-        record = card.recalibrations[-1]
-        if "origin" in record:
-            return Origin(**record["origin"])
-        return Origin(spherical=record.get("shape") == "ball")
-    if not card.has_epistemic or card.evidential:
-        return Origin()
-    if card.n_draws:
-        return Origin(n_draws=card.n_draws) if card.n_members == 1 else Origin()
-    return Origin(n_members=card.n_members) if card.ddof == 1 else Origin()
+    @property
+    def origin(self) -> Mapping[str, Any]:
+        """Fields of `Origin`."""
+
+
+def origin_of(card: Card) -> Origin:
+    """What the card of a served file says, see `ModelCard.origin`."""
+    return Origin(**card.origin)
 
 
 def law_of(

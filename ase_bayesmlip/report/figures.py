@@ -11,7 +11,6 @@ import numpy as np
 from ase_bayesmlip import metrics
 from ase_bayesmlip.evaluation import Errors, Evaluation, SetEvaluation
 from ase_bayesmlip.evaluation.estimates import CURVE_LEVELS
-from ase_bayesmlip.md.scores import SCORE_UNITS
 from ase_bayesmlip.report.panels import (
     plot_calibration,
     plot_coverage,
@@ -23,6 +22,7 @@ from ase_bayesmlip.report.panels import (
 )
 from ase_bayesmlip.report.structure import structures_figure
 from ase_bayesmlip.report.style import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE, VERMILLION
+from ase_bayesmlip.scores import SCORE_UNITS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

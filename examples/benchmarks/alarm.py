@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ase_bayesmlip import BayesianCalculator
 from ase_bayesmlip.md.alarm import CalibrationAlarm
-from ase_bayesmlip.md.scores import SCORES, evaluate_score
+from ase_bayesmlip.scores import SCORES, evaluate_score
 
 SCORE = "forces_epistemic_max"
 TIME_STEP_FS = 0.5

@@ -10,8 +10,8 @@ from ase_bayesmlip.calculator import BayesianCalculator
 from ase_bayesmlip.calibration import energy_interval, force_distances, force_radii
 from ase_bayesmlip.cli.calibrate import calibrate_file
 from ase_bayesmlip.md.alarm import CalibrationAlarm
-from ase_bayesmlip.md.scores import forces_epistemic_max
 from ase_bayesmlip.md.threshold import false_alarm_threshold
+from ase_bayesmlip.scores import forces_epistemic_max
 from ase_bayesmlip.structures.labelled import read_frames
 from ase_bayesmlip.testing import assert_equivariant_prediction, assert_positive_semidefinite
 

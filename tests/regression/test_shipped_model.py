@@ -12,9 +12,9 @@ from ase_bayesmlip.calculator import BayesianCalculator
 from ase_bayesmlip.card import read_card
 from ase_bayesmlip.md.monitor import UncertaintyMonitor
 from ase_bayesmlip.md.rewind import Rewind
-from ase_bayesmlip.md.scores import SCORES
 from ase_bayesmlip.md.temperature import draw_velocities
 from ase_bayesmlip.md.threshold import false_alarm_threshold
+from ase_bayesmlip.scores import SCORES
 from ase_bayesmlip.serving.runtime import load_model
 from ase_bayesmlip.structures.labelled import read_frames, sha256
 from ase_bayesmlip.testing import check_served_model

@@ -8,7 +8,7 @@ from ase.constraints import FixAtoms, FixCom
 from fake_potential import FakePotential, ScriptedDynamics, make_atoms, make_card
 
 from ase_bayesmlip.md.monitor import UncertaintyMonitor
-from ase_bayesmlip.md.scores import OF_ATOMS, SCORES, Score
+from ase_bayesmlip.scores import OF_ATOMS, SCORES, Score
 
 # Deviations of the four atoms, in units of the value that is played, see `ScriptedDynamics`.
 SHARES = np.array([0.5, 1.0, 0.25, 0.75])

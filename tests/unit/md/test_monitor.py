@@ -16,7 +16,7 @@ from fake_potential import FakePotential, ScriptedDynamics, make_atoms, make_car
 
 from ase_bayesmlip.md.actions import Call, LogCSV, UncertaintyWarning
 from ase_bayesmlip.md.monitor import UncertaintyMonitor
-from ase_bayesmlip.md.scores import Score
+from ase_bayesmlip.scores import Score
 
 
 def scripted(**settings):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from ase_bayesmlip.md.scores import (
+from ase_bayesmlip.scores import (
     SCORE_UNITS,
     SCORES,
     Score,

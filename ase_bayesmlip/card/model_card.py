@@ -1,4 +1,4 @@
-"""The model card: the JSON inside a served file that says what the file is.
+"""The model card: its fields, and how it is read from a served file.
 
 This module is free of torch, so that ``bayesmlip inspect model.pt`` reads a card with `zipfile`
 alone and never executes what it inspects.
@@ -13,7 +13,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from ase_bayesmlip.card_rules import UNITS, CardError, check_card
+from ase_bayesmlip.card.rules import UNITS, CardError, check_card
 
 FORMAT_VERSION = 1
 CARD_NAME = "extra/model_card.json"
@@ -126,6 +126,24 @@ class ModelCard:
     def lazy(self) -> bool:
         """Whether covariances of forces take work that a step may leave out."""
         return self.n_draws > 0 or (self.evidential and self.n_members == 1)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What the epistemic covariances are made of: the fields of `metrics.Origin`.
+
+        A calibrated file keeps the law that its factors were fitted with. Files from before laws
+        were recorded took every error for a Gaussian, and spreads without noise for spheres.
+        Networks with draws in each of them have a sum of two spreads, which follows no law of one:
+        it counts as known.
+        """
+        if self.recalibrations:
+            record = self.recalibrations[-1]
+            return record.get("origin", {"spherical": record.get("shape") == "ball"})
+        if not self.has_epistemic or self.evidential:
+            return {}
+        if self.n_draws:
+            return {"n_draws": self.n_draws} if self.n_members == 1 else {}
+        return {"n_members": self.n_members} if self.ddof == 1 else {}
 
     def to_json(self) -> str:
         """The card as indented JSON text."""
