@@ -79,8 +79,8 @@ class BayesianCalculator(ServedCalculator):
     On the CPU the process keeps the memory of one step for the next, unless glibc's own variables
     say otherwise (`nn.allocator.keep_freed_memory`).
 
-    Results are float64 arrays of their own, in eV and Å; the README has the table of keys, shapes
-    and units. `export_properties` passes on the names that ASE knows, so trajectories, databases
+    Results are float64 arrays of their own, in eV and Å; docs/results.md lists keys, shapes and
+    units. `export_properties` passes on the names that ASE knows, so trajectories, databases
     and drivers that ask for "all properties" keep working.
     """
 

@@ -99,8 +99,8 @@ class IVONConfig:
         δ: the prior's precision divided by the effective sample size.
     effective_sample_size : float or None
         λ; None is the number of training structures, which makes the target the posterior. Where
-        weights far outnumber labels its variances spoil the potential (see the README); a larger
-        λ, a colder posterior, keeps it accurate.
+        weights far outnumber labels its variances spoil the potential (docs/benchmarks.md); a
+        larger λ, a colder posterior, keeps it accurate.
     train_samples : int
         Draws of the weights per step.
     clip_radius : float

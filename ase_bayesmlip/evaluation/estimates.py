@@ -1,8 +1,8 @@
 """The numbers of an evaluation, each with a bootstrap interval by frame.
 
 `force_numbers` and `energy_numbers` give dictionaries of `Estimate`, and the functions at the end
-tables of forces by element and by kind of frame; the README has the table of
-names and units. A number that cannot be had is left out, and a sentence says why.
+tables of forces by element and by kind of frame; docs/calibrate-evaluate.md lists names and units.
+A number that cannot be had is left out, and a sentence says why.
 """
 
 from __future__ import annotations

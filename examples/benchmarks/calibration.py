@@ -27,7 +27,7 @@ from evidential import configurations, train
 from study import begin, keep, parser_of
 
 # Epochs of SWAG and of IVON, which differ as the frames of the data sets do; IVON runs at a
-# hundredth of the posterior's temperature, where its draws keep their accuracy (see the README).
+# hundredth of the posterior's temperature, where its draws keep their accuracy (docs/benchmarks).
 AROUND_MEMBER: dict[str, dict[str, dict[str, Any]]] = {
     dataset: {
         "swag": {"epochs": swag, "rank": min(swag, 20)},
