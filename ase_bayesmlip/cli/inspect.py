@@ -15,6 +15,7 @@ from typing import Any
 from ase.data import chemical_symbols
 
 from ase_bayesmlip.card import ModelCard
+from ase_bayesmlip.cli.papers import cite
 
 EPISTEMIC = {
     "ensemble": "spread of potentials trained from different seeds",
@@ -29,7 +30,10 @@ def add_parser(commands: Any) -> None:
     """Declare the command."""
     parser = commands.add_parser("inspect", help="print the card of a served file (no torch)")
     parser.add_argument("model", type=Path)
-    parser.add_argument("--json", action="store_true", help="the whole card as JSON")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="the whole card as JSON")
+    form.add_argument("--cite", action="store_true", help="the papers behind the file")
+    form.add_argument("--bibtex", action="store_true", help="the same as BibTeX")
     parser.set_defaults(run=run)
 
 
@@ -42,6 +46,9 @@ def run(arguments: argparse.Namespace) -> None:
     check_names(arguments.model)
     if arguments.json:
         print(card.to_json())
+        return
+    if arguments.cite or arguments.bibtex:
+        print(cite(card, arguments.bibtex))
         return
     rows = describe(card) | describe_code(arguments.model, card)
     width = max(map(len, rows))
