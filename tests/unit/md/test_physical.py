@@ -8,6 +8,7 @@ from fake_potential import FakePotential, ScriptedDynamics, make_atoms
 
 from ase_bayesmlip.md.actions import Rewind
 from ase_bayesmlip.md.monitor import UncertaintyMonitor
+from ase_bayesmlip.md.physical import unphysical_results
 
 
 class Lonely(FakePotential):
@@ -107,3 +108,12 @@ def test_unphysical_frames_are_not_trusted_for_a_rewind():
     dyn.run(9)
     assert dyn.nsteps == 3
     assert [snapshot.step for snapshot in rewind._snapshots] == [2]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_results_that_are_not_finite(bad):
+    forces = np.zeros((2, 3))
+    assert unphysical_results({"energy": 1.0, "forces": forces}) == ""
+    assert unphysical_results({"energy": bad, "forces": forces}).startswith("energy (eV)")
+    forces[1, 2] = bad
+    assert "1 of 6 numbers" in unphysical_results({"energy": 1.0, "forces": forces})

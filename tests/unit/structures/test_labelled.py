@@ -1,4 +1,4 @@
-"""The one door: what the calculator refuses is refused in every file, before there is a model."""
+"""Labelled frames: what is read, what is refused before there is a model, checksum and split."""
 
 import io
 import re
@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+from labelled_files import labelled, write
 
 from ase_bayesmlip.cli.main import main
-from ase_bayesmlip.structures.labelled import read_frames
+from ase_bayesmlip.config import KeysConfig
+from ase_bayesmlip.structures.labelled import read_frames, sha256, split_validation
 from ase_bayesmlip.structures.partly_labelled import read_evaluation_frames
 from ase_bayesmlip.structures.reading import DataError, read_structures, split_slice
 
@@ -194,3 +197,158 @@ def test_several_atoms_that_say_they_are_isolated_are_not_left_out(tmp_path):
     for read in (read_frames, read_evaluation_frames):
         with pytest.raises(DataError, match=r"a\.extxyz#1: config_type is IsolatedAtom.*3 atoms"):
             read(str(path))
+
+
+def test_labels_are_those_of_the_file(tmp_path):
+    frames = [labelled(0), labelled(1, periodic=True)]
+    read = read_frames(write(tmp_path / "a.extxyz", frames))
+    for number, (frame, atoms) in enumerate(zip(read, frames, strict=True)):
+        assert frame.source == f"{tmp_path}/a.extxyz#{number}"
+        assert frame.energy == pytest.approx(atoms.info["REF_energy"], rel=1e-12)
+        np.testing.assert_allclose(frame.forces, atoms.arrays["REF_forces"], atol=1e-8)
+        np.testing.assert_allclose(frame.atoms.positions, atoms.positions, atol=1e-8)
+        np.testing.assert_array_equal(frame.atoms.pbc, atoms.pbc)
+    assert read[0].stress is None
+    np.testing.assert_allclose(read[1].stress, frames[1].info["REF_stress"], atol=1e-8)
+
+
+def test_frames_carry_no_labels_of_their_own(tmp_path):
+    (frame,) = read_frames(write(tmp_path / "a.extxyz", labelled()))
+    assert frame.atoms.calc is None
+    assert not frame.atoms.info
+    assert set(frame.atoms.arrays) == {"numbers", "positions"}
+
+
+def test_shipped_files():
+    frames = read_frames(str(DATA / "co2_train.extxyz@0:2"))
+    assert len(frames) == 2
+    assert frames[0].stress.shape == (3, 3)
+    np.testing.assert_allclose(frames[0].stress, frames[0].stress.T, atol=1e-12)
+
+
+def test_isolated_atoms_are_left_out(tmp_path):
+    atom = Atoms("H")
+    atom.info = {"REF_energy": -13.6, "config_type": "IsolatedAtom"}
+    path = write(tmp_path / "a.extxyz", [atom, labelled()])
+    frames = read_frames(path)
+    assert [len(frame.atoms) for frame in frames] == [3]
+    assert frames[0].source.endswith("#1")
+
+
+def test_labels_from_the_results_of_a_calculator(tmp_path):
+    keys = KeysConfig(energy="energy", forces="forces", stress="stress")
+    atoms = bulk("NaCl", "rocksalt", a=5.6)
+    forces = np.arange(6.0).reshape(2, 3)
+    voigt = 0.01 * np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    atoms.calc = SinglePointCalculator(atoms, energy=-1.5, forces=forces, stress=voigt)
+    for name in ("a.extxyz", "a.traj"):
+        (frame,) = read_frames(write(tmp_path / name, atoms), keys)
+        assert frame.energy == -1.5
+        np.testing.assert_allclose(frame.forces, forces)
+        expected = [[0.01, 0.06, 0.05], [0.06, 0.02, 0.04], [0.05, 0.04, 0.03]]
+        np.testing.assert_allclose(frame.stress, expected)
+
+
+def test_slice_that_selects_nothing(tmp_path):
+    with pytest.raises(DataError, match="no labelled frames"):
+        read_frames(f"{write(tmp_path / 'a.extxyz', labelled())}@7:9")
+
+
+def test_several_files_in_order(tmp_path):
+    first = write(tmp_path / "a.extxyz", [labelled(0), labelled(1)])
+    second = write(tmp_path / "b.extxyz", [labelled(2)])
+    sources = [frame.source for frame in read_frames([second, f"{first}@1:"])]
+    assert sources == [f"{second}#0", f"{first}#1"]
+
+
+def drop_energy(atoms):
+    del atoms.info["REF_energy"]
+
+
+def test_positions_that_are_not_finite(tmp_path):
+    frames = [labelled(0), labelled(1)]
+    frames[1].positions[0, 0] = np.nan
+    path = write(tmp_path / "a.extxyz", frames)
+    with pytest.raises(DataError, match=r"a\.extxyz#1: positions of atoms \[0\] are not finite"):
+        read_frames(path)
+
+
+def test_frame_number_of_an_error_is_that_of_the_file(tmp_path):
+    frames = [labelled(k) for k in range(6)]
+    drop_energy(frames[5])
+    path = write(tmp_path / "a.extxyz", frames)
+    with pytest.raises(DataError, match=r"a\.extxyz#5: no label"):
+        read_frames(f"{path}@3::2")
+
+
+def test_checksum_is_independent_of_the_file_format(tmp_path):
+    frames = [computed(labelled(k, periodic=True)) for k in range(2)]
+    sums = {
+        sha256(read_frames(write(tmp_path / name, frames), RESULTS))
+        for name in ("a.extxyz", "b.extxyz", "a.traj", "a.json")
+    }
+    assert len(sums) == 1
+
+
+RESULTS = KeysConfig(energy="energy", forces="forces", stress="stress")
+
+
+def computed(atoms: Atoms, **changes) -> Atoms:
+    """The labels as results of a calculator, which every ASE format stores."""
+    results = {
+        "energy": atoms.info.pop("REF_energy"),
+        "forces": atoms.arrays.pop("REF_forces"),
+        "stress": atoms.info.pop("REF_stress").ravel()[[0, 4, 8, 5, 2, 1]],
+    }
+    atoms.calc = SinglePointCalculator(atoms, **{**results, **changes})
+    return atoms
+
+
+@pytest.mark.parametrize(
+    "name", ["energy", "forces", "stress", "positions", "cell", "pbc", "numbers"]
+)
+def test_checksum_sees_every_change(tmp_path, name):
+    def checksum(change: float) -> str:
+        atoms = computed(labelled(0, periodic=True))
+        results = {key: np.array(value) for key, value in atoms.calc.results.items()}
+        if name == "positions":
+            atoms.positions[0, 0] += change
+        elif name == "cell":
+            atoms.cell[0, 0] += change
+        elif name == "pbc":
+            atoms.pbc = [True, True, change == 0.0]
+        elif name == "numbers":
+            atoms.numbers[0] += change > 0.0
+        else:
+            results[name].flat[0] += change
+        atoms.calc = SinglePointCalculator(atoms, **{**results, "energy": float(results["energy"])})
+        return sha256(read_frames(write(tmp_path / "a.traj", atoms), RESULTS))
+
+    assert checksum(0.0) == checksum(0.0) != checksum(1e-6)
+
+
+def test_checksum_sees_the_order_of_frames(tmp_path):
+    frames = read_frames(write(tmp_path / "a.extxyz", [labelled(0), labelled(1)]))
+    assert sha256(frames) != sha256(frames[::-1])
+
+
+@pytest.mark.parametrize(("fraction", "n_valid"), [(0.1, 1), (0.3, 3), (0.001, 1), (0.999, 9)])
+def test_split_is_a_partition(tmp_path, fraction, n_valid):
+    frames = read_frames(write(tmp_path / "a.extxyz", [labelled(k) for k in range(10)]))
+    train, valid = split_validation(frames, fraction, seed=3)
+    assert len(valid) == n_valid
+    assert sorted(f.source for f in train + valid) == sorted(f.source for f in frames)
+    again, _ = split_validation(frames, fraction, seed=3)
+    assert [f.source for f in again] == [f.source for f in train]
+
+
+def test_split_follows_its_seed(tmp_path):
+    frames = read_frames(write(tmp_path / "a.extxyz", [labelled(k) for k in range(10)]))
+    chosen = {tuple(f.source for f in split_validation(frames, 0.3, seed)[1]) for seed in range(5)}
+    assert len(chosen) > 1
+
+
+def test_one_frame_cannot_be_split(tmp_path):
+    frames = read_frames(write(tmp_path / "a.extxyz", labelled()))
+    with pytest.raises(DataError, match=r"cannot be split.*give data\.valid"):
+        split_validation(frames, 0.5, 0)

@@ -1,4 +1,4 @@
-"""Labels that cannot be meant, and stresses from virials."""
+"""Labels that are missing, broken or cannot be meant, and stresses from virials."""
 
 import re
 
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
+from labelled_files import labelled, write
 
 from ase_bayesmlip.config import KeysConfig
 from ase_bayesmlip.structures.labelled import labelled_frame, read_frames
@@ -174,3 +175,71 @@ def test_high_stress_is_said_once_a_file(tmp_path):
             read(str(path))
         assert len(found) == 1
     assert len(read_frames(f"{path}@0:1")) == 1  # below: no word
+
+
+def test_voigt_stress_in_info(tmp_path):
+    atoms = labelled(0, periodic=True)
+    atoms.info["REF_stress"] = 0.01 * np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    (frame,) = read_frames(write(tmp_path / "a.extxyz", atoms))
+    expected = [[0.01, 0.06, 0.05], [0.06, 0.02, 0.04], [0.05, 0.04, 0.03]]
+    np.testing.assert_allclose(frame.stress, expected)
+
+
+def drop_energy(atoms):
+    del atoms.info["REF_energy"]
+
+
+def drop_forces(atoms):
+    del atoms.arrays["REF_forces"]
+
+
+def set_energy(value):
+    return lambda atoms: atoms.info.update(REF_energy=value)
+
+
+def set_force(value):
+    def change(atoms):
+        atoms.arrays["REF_forces"][1, 2] = value
+
+    return change
+
+
+def set_forces(value):
+    return lambda atoms: atoms.arrays.update(REF_forces=value)
+
+
+def set_stress(value):
+    return lambda atoms: atoms.info.update(REF_stress=value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop_energy, "no label 'REF_energy'"),
+        (drop_forces, "no label 'REF_forces'"),
+        (set_energy(np.nan), "'REF_energy' is nan"),
+        (set_energy(np.inf), "'REF_energy' is inf"),
+        (set_energy("unknown"), "'REF_energy' is 'unknown', not a number"),
+        (set_energy([1.0, 2.0]), "'REF_energy' is .*, not a number"),
+        (set_force(np.nan), r"'REF_forces' is not finite at \[1, 2\]"),
+        (set_force(-np.inf), r"'REF_forces' is not finite at \[1, 2\]"),
+        (set_forces(np.zeros((3, 2))), r"'REF_forces' has shape \(3, 2\); expected \(3, 3\)"),
+        (set_forces(np.array(["a", "b", "c"])), "'REF_forces' is not numeric"),
+        (set_stress(np.zeros(9)), "'REF_stress' is given, but the cell has no volume"),
+        (set_stress(np.zeros(5)), r"'REF_stress' has 5 numbers; expected 9 or 6"),
+        (set_stress("unknown"), "'REF_stress' is not numeric"),
+        (set_stress(np.full(9, np.nan)), "'REF_stress' is not finite"),
+    ],
+)
+def test_broken_label_names_file_frame_and_key(tmp_path, change, message):
+    frames = [labelled(0), labelled(1)]
+    change(frames[1])
+    path = write(tmp_path / "a.extxyz", frames)
+    with pytest.raises(DataError, match=rf"a\.extxyz#1: {message}"):
+        read_frames(path)
+
+
+def test_wrong_key_lists_the_labels_that_exist(tmp_path):
+    path = write(tmp_path / "a.extxyz", labelled())
+    with pytest.raises(DataError, match=r"no label 'E'; the frame has: REF_energy.*data\.keys"):
+        read_frames(path, KeysConfig(energy="E"))

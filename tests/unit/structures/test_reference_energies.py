@@ -1,13 +1,16 @@
-"""Energies of isolated atoms: which frames of a file count, and which do not."""
+"""Energies of isolated atoms: given, from a file, and fitted."""
+
+from pathlib import Path
 
 import ase.io
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
+from labelled_files import write
 
 from ase_bayesmlip.config import DataConfig
-from ase_bayesmlip.structures.labelled import LabelledFrame
+from ase_bayesmlip.structures.labelled import LabelledFrame, read_frames
 from ase_bayesmlip.structures.reading import DataError
 from ase_bayesmlip.structures.reference_energies import reference_energies
 
@@ -103,3 +106,62 @@ def test_values_of_a_mapping(tmp_path, value):
 def test_names_of_a_mapping(tmp_path, symbol):
     with pytest.raises(DataError, match="is no element; use chemical symbols"):
         found(tmp_path, None, given={symbol: 1.0})
+
+
+DATA = Path(__file__).parents[3] / "data"
+
+
+def frames_with_energies(tmp_path, names, energies):
+    structures = []
+    for name, energy in zip(names, energies, strict=True):
+        atoms = molecule(name)
+        atoms.info["REF_energy"] = energy
+        atoms.arrays["REF_forces"] = np.zeros((len(atoms), 3))
+        structures.append(atoms)
+    return read_frames(write(tmp_path / "frames.extxyz", structures))
+
+
+def test_fitted_references_solve_the_normal_equations(tmp_path):
+    exact = {1: -13.0, 6: -1030.0, 8: -2040.0}
+    names = ["H2O", "CH4", "CO2", "CH3OH"]
+    energies = [sum(exact[z] for z in molecule(name).numbers) for name in names]
+    frames = frames_with_energies(tmp_path, names, energies)
+    found = reference_energies(DataConfig(train="", reference_energies="fit"), frames)
+    assert found == pytest.approx(exact, rel=1e-10)
+
+
+def test_fitted_references_of_one_composition_have_minimum_norm(tmp_path):
+    frames = frames_with_energies(tmp_path, ["H2O", "H2O"], [-10.0, -12.0])
+    found = reference_energies(DataConfig(train=""), frames)
+    # n (n·n)⁻¹ E with n = (2, 1)
+    assert found == pytest.approx({1: -11.0 * 2 / 5, 8: -11.0 / 5}, rel=1e-12)
+
+
+def test_references_from_a_mapping(tmp_path):
+    frames = frames_with_energies(tmp_path, ["H2O"], [0.0])
+    given = {"H": -13.6, "O": -2041.0, "C": -1029.0}
+    found = reference_energies(DataConfig(train="", reference_energies=given), frames)
+    assert found == {1: -13.6, 8: -2041.0}
+    with pytest.raises(DataError, match="no reference energy for O; add it, or use 'fit'"):
+        reference_energies(DataConfig(train="", reference_energies={"H": -1.0}), frames)
+    with pytest.raises(DataError, match="use chemical symbols"):
+        reference_energies(DataConfig(train="", reference_energies={"Hydrogen": -1.0}), frames)
+
+
+def test_references_from_a_file():
+    frames = read_frames(str(DATA / "ethanol_valid.extxyz@0:2"))
+    path = str(DATA / "isolated_atoms.extxyz")
+    found = reference_energies(DataConfig(train="", reference_energies=path), frames)
+    assert set(found) == {1, 6, 8}
+    assert found[1] == pytest.approx(-10.707211383283003, abs=1e-12)
+    with pytest.raises(DataError, match="no reference energy for H"):
+        reference_energies(DataConfig(train="", reference_energies=f"{path}@1:"), frames)
+
+
+def test_reference_file_of_molecules(tmp_path):
+    frames = frames_with_energies(tmp_path, ["H2O"], [0.0])
+    path = str(tmp_path / "frames.extxyz")
+    with pytest.raises(DataError, match="no reference energy for H, O"):
+        reference_energies(DataConfig(train="", reference_energies=path), frames)
+    with pytest.raises(FileNotFoundError, match="no data file"):
+        reference_energies(DataConfig(train="", reference_energies="absent.xyz"), frames)
