@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1] / "ase_bayesmlip"
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent / "ase_bayesmlip"
 PACKAGE = "ase_bayesmlip"
 
 # Imports point down: a module sees its own layer and those below.
@@ -40,6 +41,74 @@ MAX_BODY_LINES = 50
 # Longer than the limit, and better so: name -> the reason in one line.
 LONG_MODULES = {"posteriors/laplace.py": "one posterior, one file, in the order of all posteriors"}
 LONG_FUNCTIONS: dict[str, str] = {}
+
+# Module without a test file of its name -> the file in tests/ that tests it.
+COVERED_BY = {
+    "__main__.py": "integration/test_packaging.py",
+    "_version.py": "integration/test_packaging.py",
+    "cli/calibrate.py": "contract/test_recalibration.py",
+    "cli/compile.py": "contract/test_compiled.py",
+    "cli/demo.py": "integration/test_cli_md.py",
+    "cli/evaluate.py": "integration/test_cli_evaluate.py",
+    "cli/inspect.py": "unit/cli/test_main.py",
+    "cli/md.py": "integration/test_cli_md.py",
+    "cli/serve.py": "unit/cli/test_main.py",
+    "cli/train.py": "unit/cli/test_main.py",
+    "config/loss.py": "unit/config/test_run.py",
+    "config/posterior.py": "unit/config/test_run.py",
+    "config/strict.py": "unit/config/test_run.py",
+    "config/yaml_file.py": "unit/config/test_run.py",
+    "evaluation/comparison.py": "unit/evaluation/test_evaluate.py",
+    "evaluation/detection.py": "unit/evaluation/test_evaluate.py",
+    "evaluation/estimates.py": "unit/evaluation/test_evaluate.py",
+    "evaluation/intervals.py": "unit/evaluation/test_evaluate.py",
+    "md/correlation.py": "unit/md/test_alarm.py",
+    "md/cusum.py": "unit/md/test_alarm.py",
+    "md/events.py": "unit/md/test_monitor.py",
+    "md/integrators.py": "unit/md/test_constraints.py",
+    "md/periodicity.py": "unit/md/test_references.py",
+    "md/recalculate.py": "unit/md/test_actions.py",
+    "md/reference_xtb.py": "unit/md/test_references.py",
+    "md/rewind.py": "unit/md/test_actions.py",
+    "md/summary.py": "unit/md/test_simulation.py",
+    "metrics/errors.py": "unit/evaluation/test_evaluate.py",
+    "nn/build.py": "unit/nn/test_potential.py",
+    "nn/convolution.py": "unit/nn/test_potential.py",
+    "nn/evidential/head.py": "unit/nn/evidential/test_potential.py",
+    "nn/evidential/tensor_source.py": "unit/nn/evidential/test_potential.py",
+    "nn/interaction.py": "unit/nn/test_potential.py",
+    "nn/layer.py": "unit/nn/test_potential.py",
+    "nn/race_plus.py": "unit/nn/test_potential.py",
+    "nn/stacked/blocks.py": "unit/nn/stacked/test_potential.py",
+    "nn/stacked/kernels.py": "unit/nn/stacked/test_products.py",
+    "nn/stacked/operators.py": "unit/nn/stacked/test_products.py",
+    "posteriors/around_members.py": "integration/test_posteriors.py",
+    "posteriors/ensemble.py": "integration/test_training.py",
+    "posteriors/evidential.py": "integration/test_evidential.py",
+    "posteriors/point.py": "integration/test_training.py",
+    "posteriors/stage.py": "integration/test_posterior_resume.py",
+    "report/figures.py": "unit/report/test_html.py",
+    "report/files.py": "integration/test_cli_evaluate.py",
+    "report/panels.py": "unit/report/test_html.py",
+    "report/simulation.py": "integration/test_cli_md.py",
+    "report/structure.py": "unit/report/test_html.py",
+    "report/style.py": "unit/report/test_html.py",
+    "serving/archive.py": "contract/test_file_format.py",
+    "serving/calibrate.py": "contract/test_recalibration.py",
+    "serving/compiler.py": "contract/test_compiled.py",
+    "serving/export.py": "contract/test_served_model.py",
+    "serving/runtime.py": "contract/test_served_model.py",
+    "serving/self_test.py": "contract/test_file_format.py",
+    "serving/served_model.py": "contract/test_served_model.py",
+    "serving/variance_scaling.py": "contract/test_recalibration.py",
+    "structures/extxyz_fields.py": "unit/structures/test_extxyz.py",
+    "testing.py": "contract/test_served_model.py",
+    "training/distributed.py": "integration/test_training_distributed.py",
+    "training/loop.py": "integration/test_training.py",
+    "training/loss.py": "statistical/test_likelihood.py",
+    "training/state.py": "integration/test_training.py",
+    "training/validation.py": "integration/test_training.py",
+}
 
 MODULES = sorted(ROOT.rglob("*.py"))
 NAMES = [path.relative_to(ROOT).as_posix() for path in MODULES]
@@ -200,6 +269,26 @@ def test_nothing_is_unpickled(path):
 @each_module
 def test_names_say_what_a_module_is(path):
     assert path.stem not in {"utils", "helpers", "misc", "common", "tools"}
+
+
+def has_test_file(module):
+    return (TESTS / "unit" / module.parent / f"test_{module.name}").exists()
+
+
+def test_every_module_has_a_test_file():
+    """Of its name, or listed with the one that tests it; a list that says no more than is so."""
+    bare = [Path(name) for name in NAMES if not name.endswith("__init__.py")]
+    assert {str(module) for module in bare if not has_test_file(module)} == COVERED_BY.keys()
+    assert not [name for name in COVERED_BY.values() if not (TESTS / name).exists()]
+
+
+def test_every_unit_test_file_names_a_module():
+    """As `test_<module>.py`, or `test_<module>_<topic>.py` for a part of what a module does."""
+    for path in (TESTS / "unit").rglob("test_*.py"):
+        folder = path.parent.relative_to(TESTS / "unit")
+        name = path.stem.removeprefix("test_") + "_"
+        known = [module.stem for module in (ROOT / folder).glob("*.py")]
+        assert any(name.startswith(f"{stem}_") for stem in known), f"no module of {path}"
 
 
 def n_lines(path):
