@@ -1,4 +1,4 @@
-"""The sequential alarm: its run length, its delay, correlated frames, and what a monitor does."""
+"""The sequential alarm: its run length, its delay, and what a monitor does with it."""
 
 import math
 import warnings
@@ -11,8 +11,7 @@ from scipy.special import ndtri
 
 from ase_bayesmlip.md import CalibrationAlarm, UncertaintyMonitor
 from ase_bayesmlip.md.actions import Call, LogCSV, Stop, UncertaintyWarning
-from ase_bayesmlip.md.correlation import RESIDUAL, autocorrelation_time, independent_stride
-from ase_bayesmlip.md.cusum import LONGEST_RUN, limit_of, mean_run_length
+from ase_bayesmlip.md.correlation import independent_stride
 from ase_bayesmlip.md.threshold import false_alarm_threshold
 
 
@@ -49,77 +48,6 @@ def run_lengths(repeats, make_alarm, phi, n_calibration=300, shift=0.0, longest=
 
 def standard_errors(found, expected):
     return (found.mean() - expected) / (found.std(ddof=1) / math.sqrt(len(found)))
-
-
-# --- Page's sum ---
-
-
-@pytest.mark.parametrize(
-    ("limit", "shift", "expected"),
-    [(4.0, 0.0, 336.0), (5.0, 0.0, 930.0), (4.0, 1.0, 8.38), (5.0, 1.0, 10.4), (5.0, 2.0, 4.01)],
-)
-def test_run_lengths_of_the_textbooks(limit, shift, expected):
-    """Montgomery, Introduction to Statistical Quality Control, chapter 9, for k = 1/2.
-
-    The chart there has two sides, which halves its run length without a shift (168 and 465).
-    """
-    assert mean_run_length(limit, 0.5, shift) == pytest.approx(expected, rel=3e-3)
-
-
-def test_without_a_limit_the_run_is_geometric():
-    assert mean_run_length(1e-12, 0.5) == pytest.approx(1 / 0.3085375387259869, rel=1e-9)
-
-
-@pytest.mark.parametrize("allowance", [0.1, 0.5, 2.0])
-@pytest.mark.parametrize("run_length", [100.0, 1e4, 1e8])
-def test_limit_is_the_inverse_of_the_run_length(allowance, run_length):
-    if 1 / (1 - 0.5 * math.erfc(-allowance / math.sqrt(2))) > run_length:
-        return
-    found = mean_run_length(limit_of(run_length, allowance), allowance)
-    assert found == pytest.approx(run_length, rel=1e-6)
-
-
-def test_limits_out_of_reach():
-    for run_length in (3.0, 2 * LONGEST_RUN, float("nan")):
-        with pytest.raises(ValueError, match="out of reach"):
-            limit_of(run_length, 0.5)
-
-
-# --- correlated frames ---
-
-
-@pytest.mark.parametrize("phi", [0.3, 0.5, 0.9])
-def test_autocorrelation_time_of_an_ar1_process(phi):
-    expected = (1 + phi) / (1 - phi)
-    n, repeats = 20000, 40
-    found = [
-        autocorrelation_time(autoregressive(n, phi, np.random.default_rng([3, seed])))
-        for seed in range(repeats)
-    ]
-    # The window of 5 τ leaves out exp(-10) of the sum; the rest is noise.
-    assert abs(standard_errors(np.array(found), expected)) < 4
-    assert np.std(found) < 1.5 * expected * math.sqrt(20 * expected / n)
-
-
-def test_stride_leaves_the_residual_correlation():
-    for phi in (0.1, 0.5, 0.9, 0.99):
-        stride = independent_stride((1 + phi) / (1 - phi))
-        assert phi**stride <= RESIDUAL < phi ** (stride - 1)
-    assert independent_stride(1.0) == 1
-    independent = np.random.default_rng(0).standard_normal(20000)
-    assert independent_stride(autocorrelation_time(independent)) <= 2
-
-
-def test_a_constant_series_and_one_that_is_none():
-    assert autocorrelation_time(np.ones(50)) == 1.0
-    for values in ([1.0], [[1.0, 2.0]], [1.0, float("nan")]):
-        with pytest.raises(ValueError, match="finite values"):
-            autocorrelation_time(values)
-    with pytest.raises(ValueError, match="1 or more"):
-        independent_stride(0.5)
-
-
-# --- run length ---
 
 
 @pytest.mark.parametrize("n_calibration", [20, 300])
@@ -163,9 +91,6 @@ def test_false_alarm_rate_of_the_threshold(phi):
     assert abs(standard_errors(np.array(shares), rate)) < 4
 
 
-# --- delay ---
-
-
 def test_delay_is_the_stated_one_with_many_calibration_scores():
     alarm = CalibrationAlarm(1000, stride=1)
     alarm.start([0.0, 1.0])
@@ -191,9 +116,6 @@ def test_delay_counts_observed_frames():
     for alarm in (one, ten):
         alarm.start([0.0, 1.0])
     assert ten.expected_delay(1.0) == pytest.approx(10 * one.expected_delay(1.0))
-
-
-# --- its state ---
 
 
 def test_a_change_in_the_warm_up_is_found_at_its_end():
@@ -273,9 +195,6 @@ def test_wrong_use():
     waiting.start([1.0, 2.0])
     with pytest.raises(RuntimeError, match="stride"):
         waiting.expected_delay(1.0)
-
-
-# --- in a monitor ---
 
 
 def monitored(alarm, **settings):
