@@ -7,7 +7,7 @@ Of e²IP, per structure of n atoms and with weights w,
 NLL_i the Student-t of a force and NLL_E that of the energy. The weights g = σ^(2β), held constant,
 are those of β-NLL with the total variances (arXiv 2203.09168), in units of the training force RMS.
 Of eIP, per force component, NLL + λ ρ_q(r) (2ν + α + 1/β), and w_E |ΔE|/√n (see
-`nn.evidential.energies`).
+`nn.evidential.components`).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch import Tensor
 from ase_bayesmlip.config.loss import EvidenceConfig, LossConfig
 from ase_bayesmlip.graph import AtomicGraph
 from ase_bayesmlip.nn.derivatives import sum_by_graph
-from ase_bayesmlip.nn.evidential.energies import (
+from ase_bayesmlip.nn.evidential.components import (
+    ComponentEvidence,
     eip_nll,
     eip_regulariser,
-    energy_student_t_nll,
-    evidential_energy,
 )
-from ase_bayesmlip.nn.evidential.head import ComponentEvidence, Evidence
+from ase_bayesmlip.nn.evidential.energies import energy_student_t_nll, evidential_energy
+from ase_bayesmlip.nn.evidential.head import Evidence
 from ase_bayesmlip.nn.evidential.law import (
     LOG_SCALE_LINEAR,
     evidence_penalty,

@@ -13,7 +13,8 @@ from ase_bayesmlip.nn.derivatives import (
     sum_by_graph,
     with_derivative_inputs,
 )
-from ase_bayesmlip.nn.evidential.head import ComponentEvidence, Evidence
+from ase_bayesmlip.nn.evidential.components import ComponentEvidence
+from ase_bayesmlip.nn.evidential.head import Evidence
 from ase_bayesmlip.nn.evidential.potential import ComponentPotential, EvidentialPotential
 from ase_bayesmlip.nn.last_layer import all_as_noise
 from ase_bayesmlip.prediction import MemberOutput

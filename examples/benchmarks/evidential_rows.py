@@ -26,7 +26,7 @@ from ase_bayesmlip.metrics import (
     rmse,
     spearman,
 )
-from ase_bayesmlip.nn.evidential.energies import eip_epistemic_variance, eip_student_t
+from ase_bayesmlip.nn.evidential.components import eip_epistemic_variance, eip_student_t
 from ase_bayesmlip.posteriors import POSTERIORS
 from ase_bayesmlip.posteriors.run_folder import read_run
 from ase_bayesmlip.serving.export import export_members

@@ -22,7 +22,7 @@ from ase_bayesmlip.config import Config, from_dict
 from ase_bayesmlip.nn.build import build_potential
 from ase_bayesmlip.nn.evidential import law
 from ase_bayesmlip.nn.evidential.head import Evidence
-from ase_bayesmlip.nn.heads import traceless_symmetric
+from ase_bayesmlip.nn.exponential import traceless_symmetric
 from ase_bayesmlip.training.data import GraphDataset, load_training_data
 from ase_bayesmlip.training.loss import loss
 from ase_bayesmlip.training.outputs import evaluate

@@ -13,12 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ase_bayesmlip.nn.angular import Irrep
-from ase_bayesmlip.nn.evidential.energies import (
-    ComponentNIG,
-    eip_aleatoric_variance,
-    eip_epistemic_variance,
-    eip_parameters,
-)
 from ase_bayesmlip.nn.evidential.law import (
     NormalInverseWishart,
     aleatoric_covariance,
@@ -188,87 +182,3 @@ def _initial_bias(coupling: float) -> list[float]:
     evidence = INITIAL_DOF / coupling if coupling > 0.0 else 1.0
     inflation = INITIAL_DOF / (INITIAL_DOF - 2.0) * (1.0 + 1.0 / evidence)
     return [*start, -math.log(inflation), INITIAL_COHERENT]
-
-
-class ComponentEvidence(NamedTuple):
-    """Laws of the force components of n atoms.
-
-    Attributes
-    ----------
-    nig : ComponentNIG
-        In units of σ_F.
-    unit_squared : Tensor, (), (eV/Å)²
-        σ_F².
-    """
-
-    nig: ComponentNIG
-    unit_squared: Tensor
-
-
-class ComponentHead(nn.Module):
-    """The head of eIP: Cartesian components of vector features to laws of force components.
-
-    Each component passes the same network by itself (Linear, shifted softplus, Linear), so that
-    the laws do not rotate with the structure. Units are σ_F, the error of the warm-up; eIP as
-    published has none.
-
-    Parameters
-    ----------
-    irreps : list of list of Irrep
-        Of the features after each layer.
-    channels : int
-
-    Raises
-    ------
-    ValueError
-        If no layer has vectors.
-    """
-
-    def __init__(
-        self, irreps: list[list[Irrep]], channels: int, generator: torch.Generator
-    ) -> None:
-        super().__init__()
-        self.vector_starts = starts_of(irreps, Irrep(1, -1))
-        n_layers = sum(start >= 0 for start in self.vector_starts)
-        if n_layers == 0:
-            raise ValueError(
-                "loss.kind eip is read from vectors, but no layer has any that the energy reads; "
-                "add 1o to hidden_irreps and use two layers or more"
-            )
-        self.network = DenseNetwork([channels * n_layers, HIDDEN], generator)
-        self.hidden_bias = nn.Parameter(torch.zeros(HIDDEN, dtype=torch.float64))
-        self.last = DenseNetwork([HIDDEN, 3], generator)
-        self.bias = nn.Parameter(torch.zeros(3, dtype=torch.float64))
-
-    def forward(
-        self,
-        features: list[Tensor],
-        species: Tensor,  # noqa: ARG002 (as `EvidentialHead`)
-        force_scale: Tensor,
-        energy_scale: Tensor,  # noqa: ARG002
-    ) -> ComponentEvidence:
-        """The laws of all force components; arguments as for `EvidentialHead`."""
-        hidden = self.network(joined(features, self.vector_starts, 3)) + self.hidden_bias
-        raw = self.last(functional.softplus(hidden) - math.log(2.0)) + self.bias
-        return ComponentEvidence(eip_parameters(raw), force_scale)
-
-    def output(self, energies: Tensor, evidence: ComponentEvidence, matrices: bool) -> MemberOutput:
-        """Moments of the laws, as `EvidentialHead.output`; energies have none."""
-        nig, unit = evidence.nig, evidence.unit_squared
-        epistemic = unit * eip_epistemic_variance(nig)
-        noise: Tensor | None = None
-        covariance: Tensor | None = None
-        if matrices:
-            noise = torch.diag_embed(unit * eip_aleatoric_variance(nig)).unsqueeze(0)
-            covariance = torch.diag_embed(epistemic).unsqueeze(0)
-        return MemberOutput(
-            energies.unsqueeze(0),
-            None,
-            noise,
-            directions=None,
-            draws=None,
-            atomic_energies_var_epistemic=None,
-            forces_cov_epistemic=covariance,
-            forces_trace_epistemic=epistemic.sum(dim=1).unsqueeze(0),
-            forces_dof=None,
-        )

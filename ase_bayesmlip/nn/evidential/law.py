@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ase_bayesmlip.nn.heads import (
+from ase_bayesmlip.nn.exponential import (
     damp_tensor,
     exp_half,
     exp_symmetric,

@@ -11,12 +11,8 @@ import torch
 
 from ase_bayesmlip.graph import AtomicGraph
 from ase_bayesmlip.nn.angular import Irrep
-from ase_bayesmlip.nn.evidential.head import (
-    ComponentEvidence,
-    ComponentHead,
-    Evidence,
-    EvidentialHead,
-)
+from ase_bayesmlip.nn.evidential.components import ComponentEvidence, ComponentHead
+from ase_bayesmlip.nn.evidential.head import Evidence, EvidentialHead
 from ase_bayesmlip.nn.potential import Potential, Strata
 from ase_bayesmlip.prediction import MemberOutput
 

@@ -10,7 +10,7 @@ from scipy.stats import multivariate_t, t
 from tiny import tiny_config, tiny_potential, tiny_sets
 
 from ase_bayesmlip.config import EvidenceConfig, LossConfig
-from ase_bayesmlip.nn.evidential.energies import eip_student_t
+from ase_bayesmlip.nn.evidential.components import eip_student_t
 from ase_bayesmlip.nn.evidential.head import Evidence
 from ase_bayesmlip.nn.evidential.law import NormalInverseWishart, predictive_scale, scale_distance
 from ase_bayesmlip.training.evidential_loss import likely_force_factor, penalty_weight, saturated

@@ -34,13 +34,7 @@ from ase_bayesmlip.nn.evidential.law import (
     total_deviation,
 )
 from ase_bayesmlip.nn.evidential.tensor_source import VectorProductTensor
-from ase_bayesmlip.nn.heads import (
-    exp_half,
-    exp_symmetric,
-    exp_traceless_symmetric,
-    exp_traceless_trace,
-    traceless_symmetric,
-)
+from ase_bayesmlip.nn.exponential import traceless_symmetric
 
 UNIT = torch.tensor(0.09, dtype=torch.float64)
 IDENTITY = torch.eye(3, dtype=torch.float64)
@@ -104,37 +98,6 @@ def test_tensor_components_rotate_into_rotated_matrices():
         rotated = traceless_symmetric(c @ representation("2e", rotation).T)
         expected = rotation @ traceless_symmetric(c) @ rotation.T
         assert float((rotated - expected).abs().max()) < 1e-12
-
-
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=str
-)
-def test_exponential_at_the_orders_of_each_precision(dtype, tolerance):
-    t = torch.cat([tensors_of_norm(norm, 300) for norm in (0.0, 1.0, 3.0, 5.0)])
-    matrix = traceless_symmetric(t)
-    expected, norm = torch.linalg.matrix_exp(matrix), torch.linalg.matrix_norm
-    squarings, order = (4, 12) if dtype == torch.float64 else (4, 6)
-    found = exp_traceless_symmetric(matrix.to(dtype), squarings, order).double()
-    assert float((norm(found - expected) / norm(expected)).max()) < tolerance
-    trace = expected.diagonal(dim1=1, dim2=2).sum(1)
-    assert float((exp_traceless_trace(t.to(dtype)).double() / trace - 1.0).abs().max()) < tolerance
-    for sign in (1.0, -1.0):
-        zero = torch.zeros(len(t), dtype=dtype)
-        half, expected = (
-            exp_half(zero, t.to(dtype), sign),
-            torch.linalg.matrix_exp(sign * matrix / 2),
-        )
-        assert float((norm(half.double() - expected) / norm(expected)).max()) < tolerance
-
-
-def test_square_of_the_half_exponential_is_positive_at_the_bound():
-    """At |t| = 5 the smallest eigenvalue keeps its digits in single precision."""
-    t = tensors_of_norm(5.0, 2000)
-    expected = torch.linalg.eigvalsh(torch.linalg.matrix_exp(traceless_symmetric(t)))
-    found = exp_symmetric(torch.zeros(len(t)), t.float())
-    assert torch.equal(found, found.transpose(1, 2))
-    error = torch.linalg.eigvalsh(found.double())[:, 0] / expected[:, 0] - 1.0
-    assert float(error.abs().max()) < 2e-4
 
 
 # --- parameters ----------------------------------------------------------------------------------
