@@ -15,7 +15,9 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("model", type=Path, help="served file; rewritten in place")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--dtype", choices=["float32", "float64"])
+    parser.add_argument(
+        "--dtype", choices=["float32", "float64"], help="precision (default: of the training)"
+    )
     parser.set_defaults(run=run)
 
 

@@ -20,7 +20,7 @@ TIME_STEP_FS = 0.5
 def add_parser(commands: Any) -> None:
     """Declare the command."""
     parser = commands.add_parser("demo", help="two minutes that show what this is for")
-    parser.add_argument("--out", type=Path, default=Path("bayesmlip-demo"))
+    parser.add_argument("--out", type=Path, default=Path("bayesmlip-demo"), help="folder")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=run)
 

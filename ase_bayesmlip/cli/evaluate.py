@@ -33,7 +33,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--resamples", type=int, default=1000, help="for the bootstrap intervals")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--dtype", choices=["float32", "float64"])
+    parser.add_argument(
+        "--dtype", choices=["float32", "float64"], help="precision (default: of the training)"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.set_defaults(run=run)
 

@@ -29,7 +29,7 @@ EPISTEMIC = {
 def add_parser(commands: Any) -> None:
     """Declare the command."""
     parser = commands.add_parser("inspect", help="print the card of a served file (no torch)")
-    parser.add_argument("model", type=Path)
+    parser.add_argument("model", type=Path, help="served file")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="the whole card as JSON")
     form.add_argument("--cite", action="store_true", help="the papers behind the file")

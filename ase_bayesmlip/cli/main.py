@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.io.formats import UnknownFileTypeError
@@ -31,8 +33,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Help(argparse.HelpFormatter):
+    """Shows the default of every option that takes a value."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        takes_value = action.option_strings and action.nargs != 0 and not action.required
+        if not takes_value or "(default" in text:
+            return text
+        known = action.default not in (None, argparse.SUPPRESS)
+        return f"{text} (default: {'%(default)s' if known else 'none'})"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes -1e6 and -inf for numbers, where Python before 3.14 takes them for options."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(formatter_class=_Help, **settings)
+        self._negative_number_matcher = re.compile(
+            r"-(inf|(\d+\.?\d*|\.\d+)(e[-+]?\d+)?)$", re.IGNORECASE
+        )
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="bayesmlip",
         description="Bayesian machine-learned potentials in ASE molecular dynamics.",
     )

@@ -19,19 +19,75 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("start", help="structure in any format ASE reads")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run there")
-    parser.add_argument("--temperature-K", type=float, default=300.0)
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--time-step-fs", type=float, default=0.5)
-    parser.add_argument("--integrator", default="langevin")
-    parser.add_argument("--friction-per-fs", type=float, default=0.01)
+    _add_dynamics(parser)
+    _add_monitor(parser)
+    parser.add_argument("--interval", type=int, default=1, help="observe every so many steps")
+    parser.add_argument(
+        "--trajectory-every",
+        type=int,
+        default=10,
+        dest="trajectory_interval",
+        metavar="STEPS",
+        help="write a frame to the trajectory every so many steps",
+    )
+    parser.add_argument(
+        "--action",
+        choices=["continue", "stop", "rewind"],
+        default="continue",
+        help="what follows an uncertain frame once it is written or recalculated",
+    )
+    _add_reference(parser)
+    parser.add_argument("--seed", type=int, default=0, help="of velocities, thermostat and rewinds")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--dtype", choices=["float32", "float64"], help="precision (default: of the training)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=run)
+
+
+def _add_dynamics(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--temperature-K",
+        type=_temperatures,
+        default="300",
+        metavar="K",
+        help="of the thermostat; 300:600 is a ramp from the first step to the last",
+    )
+    parser.add_argument(
+        "--steps", type=int, default=1000, dest="n_steps", metavar="N", help="steps to make"
+    )
+    parser.add_argument("--time-step-fs", type=float, default=0.5, help="length of a step")
+    parser.add_argument(
+        "--integrator",
+        default="langevin",
+        help="langevin, velocity_verlet, nose_hoover, bussi, langevin_baoab, or at constant "
+        "pressure npt (the volume changes) or npt_full (all of the cell)",
+    )
+    parser.add_argument(
+        "--friction-per-fs",
+        type=float,
+        default=0.01,
+        help="friction, or inverse time constant, of the thermostat",
+    )
+    parser.add_argument("--pressure-GPa", type=float, default=0.0, help="of npt and npt_full")
+
+
+def _add_monitor(parser: argparse.ArgumentParser) -> None:
     trigger = parser.add_mutually_exclusive_group()
     trigger.add_argument(
         "--false-alarm-rate",
         type=float,
-        help="share of frames like the calibration frames that may be flagged (default 0.01)",
+        help="share of frames like the calibration frames that may be flagged (default: 0.01)",
     )
-    trigger.add_argument("--threshold", type=float, help="in the unit of the score")
-    parser.add_argument("--score", default="forces_epistemic_max")
+    trigger.add_argument(
+        "--threshold", type=float, help="in the unit of the score (default: from the rate)"
+    )
+    parser.add_argument(
+        "--score",
+        default="forces_epistemic_max",
+        help="forces_epistemic_max, forces_epistemic_mean, atomic_energy_var_max or energy_var",
+    )
     parser.add_argument("--upper-limit", type=float, help="score of an unphysical frame: stop")
     parser.add_argument(
         "--max-temperature-K",
@@ -54,14 +110,6 @@ def add_parser(commands: Any) -> None:
         type=float,
         help="warn when scores leave the calibration; how often that may be wrong (e.g. 1e5)",
     )
-    parser.add_argument("--interval", type=int, default=1, help="observe every so many steps")
-    parser.add_argument("--action", choices=["continue", "stop", "rewind"], default="continue")
-    _add_reference(parser)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--dtype", choices=["float32", "float64"])
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.set_defaults(run=run)
 
 
 def _add_reference(parser: argparse.ArgumentParser) -> None:
@@ -74,12 +122,10 @@ def _add_reference(parser: argparse.ArgumentParser) -> None:
         "--label-spacing",
         type=_spacing,
         metavar="FRAMES",
-        help="observed frames between two labels; default: the measured correlation time of the "
-        "scores ('correlation'), or 1 with --continue-on-reference",
+        help="observed frames between two labels (default: the measured correlation time of the "
+        "scores, 'correlation', or 1 with --continue-on-reference)",
     )
-    parser.add_argument(
-        "--max-labels", type=int, default=100, help="most calls of the reference (default 100)"
-    )
+    parser.add_argument("--max-labels", type=int, default=100, help="most calls of the reference")
     parser.add_argument(
         "--label-timeout-s", type=float, help="give up a label after so many seconds"
     )
@@ -96,11 +142,17 @@ def _add_reference(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         default=argparse.SUPPRESS,
         metavar=("LOW", "HIGH"),
-        help="the same for energies, eV per atom without those of isolated atoms",
+        help="the same for energies, eV per atom without those of isolated atoms (default: from "
+        "the training labels of the file)",
     )
     parser.add_argument(
         "--continue-on-reference", action="store_true", help="integrate on its forces, too"
     )
+
+
+def _temperatures(text: str) -> tuple[float, float | None]:
+    first, ramp, last = text.partition(":")
+    return float(first), float(last) if ramp else None
 
 
 def _spacing(text: str) -> str | int:
@@ -126,7 +178,8 @@ def run(arguments: argparse.Namespace) -> None:
     given = {name: value for name, value in vars(arguments).items() if name in names}
     if arguments.false_alarm_rate is None and arguments.threshold is None:
         given["false_alarm_rate"] = 0.01
-    config = SimulationConfig(n_steps=arguments.steps, **given)
+    given["temperature_K"], given["final_temperature_K"] = arguments.temperature_K
+    config = SimulationConfig(**given)
     start = _start(Path(arguments.start))
     if arguments.continue_on_reference and not arguments.reference:
         raise ValueError("--continue-on-reference needs --reference")

@@ -49,9 +49,9 @@ class LogCSV:
     Parameters
     ----------
     path : path
-        Columns: `COLUMNS`, in eV, eV/Å, fs and K; the score and the threshold in the unit of the
-        score. A field without a value is empty: time in a relaxation, or the reference columns of
-        frames that were not recalculated.
+        Columns: `COLUMNS`, in eV, eV/Å, fs, K, Å³ and GPa; the score and the threshold in the
+        unit of the score. A field without a value is empty: time in a relaxation, the volume of a
+        molecule, or the reference columns of frames that were not recalculated.
     """
 
     COLUMNS = (
@@ -60,6 +60,8 @@ class LogCSV:
         "temperature_K",
         "energy",
         "energy_uncertainty",
+        "volume",
+        "pressure_GPa",
         "score",
         "threshold",
         "flagged",

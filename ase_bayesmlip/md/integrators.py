@@ -1,4 +1,4 @@
-"""ASE's integrators: how to build, watch and heat them.
+"""ASE's integrators: how to build, watch and heat them; `barostat` has those of the pressure.
 
 What they keep beside the atoms is in `integrator_state`, the constraints that they keep in
 `constraints`.
@@ -17,10 +17,12 @@ from ase.md.md import MolecularDynamics
 from ase.md.nose_hoover_chain import NoseHooverChainNVT
 from ase.md.verlet import VelocityVerlet
 
+from ase_bayesmlip.md.barostat import BAROSTATS, make_barostat, set_barostat_temperature
 from ase_bayesmlip.md.constraints import check_constraints, degrees_of_freedom, holding_constraints
 from ase_bayesmlip.md.temperature import is_at_rest, target_temperature_K
 
-INTEGRATORS = ("langevin", "velocity_verlet", "nose_hoover", "bussi", "langevin_baoab")
+CONSTANT_VOLUME = ("langevin", "velocity_verlet", "nose_hoover", "bussi", "langevin_baoab")
+INTEGRATORS = (*CONSTANT_VOLUME, *BAROSTATS)
 
 
 def observed_structure(dyn: Any) -> Atoms:
@@ -72,6 +74,7 @@ def make_integrator(
     time_step_fs: float,
     friction_per_fs: float,
     generator: np.random.Generator,
+    pressure_GPa: float = 0.0,
 ) -> MolecularDynamics:
     """Build one of `INTEGRATORS`, with its random numbers from `generator`.
 
@@ -81,13 +84,16 @@ def make_integrator(
         Not used by ``"velocity_verlet"``.
     friction_per_fs : float, 1/fs
         Coupling to the thermostat: the friction of the Langevin integrators and the inverse time
-        constant of ``"bussi"`` and ``"nose_hoover"``.
+        constant of the others; that of the barostats is ten times as long.
+    pressure_GPa : float, GPa
+        Used by ``"npt"``, which changes the volume, and ``"npt_full"``, which changes the shape
+        of the cell too.
 
     Raises
     ------
     ValueError
-        If there is no integrator of that name, or if it would not keep the constraints of the
-        atoms (see `constraints`).
+        If there is no integrator of that name, if it would not keep the constraints of the atoms
+        (see `constraints`), or if the pressure of these atoms cannot be held.
 
     Notes
     -----
@@ -96,9 +102,13 @@ def make_integrator(
     is `temperature_K`; ``atoms.get_temperature()``, which counts 3N too, then shows (N - 1)/N of
     it. `temperature.Thermometer`, which a monitor reads, shows it all.
     """
-    dyn = _build(name, atoms, temperature_K, time_step_fs, friction_per_fs, generator)
-    if isinstance(dyn, Bussi | NoseHooverChainNVT):
-        _count_internal_motion(dyn)
+    if name in BAROSTATS:
+        time_constant = units.fs / friction_per_fs
+        step = time_step_fs * units.fs
+        dyn = make_barostat(name, atoms, step, temperature_K, pressure_GPa, time_constant)
+    else:
+        dyn = _build(name, atoms, temperature_K, time_step_fs, friction_per_fs, generator)
+    _count_internal_motion(dyn)
     check_constraints(dyn)
     return dyn
 
@@ -146,8 +156,10 @@ def _build(
     raise ValueError(f"unknown integrator {name!r}; known: {', '.join(INTEGRATORS)}")
 
 
-def _count_internal_motion(dyn: Bussi | NoseHooverChainNVT) -> None:
-    """Give a thermostat the degrees of freedom that its dynamics really move."""
+def _count_internal_motion(dyn: Any) -> None:
+    """Give a thermostat that counts the degrees of freedom that its dynamics really move."""
+    if not isinstance(dyn, Bussi) and not hasattr(dyn, "_thermostat"):
+        return
     n_free = degrees_of_freedom(dyn.atoms)
     if n_free > 3 and not holding_constraints(dyn.atoms) and is_at_rest(dyn.atoms):
         n_free -= 3
@@ -155,10 +167,12 @@ def _count_internal_motion(dyn: Bussi | NoseHooverChainNVT) -> None:
         dyn.ndof = n_free
         dyn.target_kinetic_energy = 0.5 * dyn.temp * n_free
     else:
-        thermostat: Any = dyn._thermostat
+        thermostat = dyn._thermostat
         # Everywhere in it the number of atoms stands for a third of the degrees of freedom.
         thermostat._Q[0] *= n_free / (3 * thermostat._num_atoms_global)
         thermostat._num_atoms_global = n_free / 3
+        if hasattr(dyn, "_barostat"):
+            dyn._num_atoms_global = n_free / 3
 
 
 def set_temperature(dyn: MolecularDynamics, temperature_K: float) -> None:
@@ -174,6 +188,8 @@ def set_temperature(dyn: MolecularDynamics, temperature_K: float) -> None:
     elif isinstance(dyn, Bussi):
         dyn.temp = temperature_K * units.kB
         dyn.target_kinetic_energy = 0.5 * dyn.temp * dyn.ndof
+    elif hasattr(dyn, "_barostat"):
+        set_barostat_temperature(dyn, temperature_K)
     elif isinstance(dyn, NoseHooverChainNVT):
         thermostat = dyn._thermostat
         target = temperature_K * units.kB

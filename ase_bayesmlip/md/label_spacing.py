@@ -34,6 +34,9 @@ class LabelSpacing:
 
     Attributes
     ----------
+    follows_ramp : bool
+        Whether the scores follow a ramp of the temperature. A straight line through them is then
+        no part of their correlation.
     n_labels, n_correlated, n_over_budget : int
         Frames to be labelled, left out as too close to the last, and left out by the budget.
     """
@@ -48,6 +51,7 @@ class LabelSpacing:
             raise ValueError(f"max_labels must be a number of 0 or more, or None: {max_labels!r}")
         self.spacing = spacing
         self.max_labels = max_labels
+        self.follows_ramp = False
         self.n_labels = self.n_correlated = self.n_over_budget = 0
         self._last: int | None = None
         self._wait = 1
@@ -85,6 +89,9 @@ class LabelSpacing:
         known = known[np.isfinite(known)][-_NEWEST:]
         if len(known) < _FEWEST:
             return MIN_SPACING
+        if self.follows_ramp:
+            frames = np.arange(len(known))
+            known = known - np.polyval(np.polyfit(frames, known, 1), frames)
         return max(MIN_SPACING, math.ceil(autocorrelation_time(known)))
 
     def restart(self, frame: int) -> None:

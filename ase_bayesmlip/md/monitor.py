@@ -12,6 +12,7 @@ import numpy as np
 
 from ase_bayesmlip.md.actions import LogCSV, Stop, Warn
 from ase_bayesmlip.md.alarm import CalibrationAlarm
+from ase_bayesmlip.md.barostat import cell_columns
 from ase_bayesmlip.md.constraints import check_constraints
 from ase_bayesmlip.md.counted import counted_atoms
 from ase_bayesmlip.md.events import (
@@ -182,11 +183,7 @@ class UncertaintyMonitor:
         self._budget = Budget(budget, on_budget)
         self.upper_limit = upper_limit
         self._physical = PhysicalChecks(
-            dyn,
-            self.atoms,
-            min_distance_ratio=min_distance_ratio,
-            max_temperature_K=max_temperature_K,
-            lone_atoms=lone_atoms,
+            dyn, self.atoms, min_distance_ratio, max_temperature_K, lone_atoms
         )
         self.n_worst = n_worst
         self.events: deque[Event] = deque(maxlen=keep_events)
@@ -294,6 +291,7 @@ class UncertaintyMonitor:
             "score": frame.score.value,
             "threshold": self.threshold,
             "flagged": int(frame.flagged),
+            **cell_columns(self.atoms, frame.results),
         }
 
     def _fire_uncertain(self, frame: _Observation) -> None:

@@ -31,7 +31,6 @@ class PhysicalChecks:
         self,
         dyn: Any,
         atoms: Atoms,
-        *,
         min_distance_ratio: float | None,
         max_temperature_K: float | str | None,
         lone_atoms: str,

@@ -15,20 +15,11 @@ from ase.calculators.calculator import BaseCalculator
 from ase.md.md import MolecularDynamics
 from tqdm import tqdm
 
-from ase_bayesmlip.md.actions import (
-    Recalculate,
-    Rewind,
-    Stop,
-    TrajectoryWriter,
-    WriteFrame,
-)
+from ase_bayesmlip.md.actions import Recalculate, Rewind, Stop, TrajectoryWriter, WriteFrame
 from ase_bayesmlip.md.alarm import CalibrationAlarm
+from ase_bayesmlip.md.barostat import BAROSTATS
 from ase_bayesmlip.md.events import Action
-from ase_bayesmlip.md.integrators import (
-    INTEGRATORS,
-    make_integrator,
-    set_temperature,
-)
+from ase_bayesmlip.md.integrators import INTEGRATORS, make_integrator, set_temperature
 from ase_bayesmlip.md.monitor import UncertaintyMonitor
 from ase_bayesmlip.md.references import reference_calculator as reference_calculator
 from ase_bayesmlip.md.run_folder import (
@@ -63,6 +54,11 @@ class SimulationConfig:
     schedule : tuple of (int, float)
         Changes of the temperature: pairs of a step and the temperature in K from then on, in the
         order of the steps.
+    final_temperature_K : float or None, K
+        Of a ramp: the target of the thermostat goes at a constant rate from `temperature_K` at
+        the first step to this one at the last.
+    pressure_GPa : float, GPa
+        Of the integrators ``"npt"`` and ``"npt_full"``.
     interval : int
         The monitor observes every `interval`-th step.
     trajectory_interval : int
@@ -94,6 +90,8 @@ class SimulationConfig:
     integrator: str = "langevin"
     friction_per_fs: float = 0.01
     schedule: tuple[tuple[int, float], ...] = ()
+    final_temperature_K: float | None = None  # noqa: N815
+    pressure_GPa: float = 0.0  # noqa: N815
     interval: int = 1
     trajectory_interval: int = 10
     false_alarm_rate: float | None = None
@@ -118,31 +116,42 @@ class SimulationConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work; the monitor checks its own."""
-        for name in ("temperature_K", "time_step_fs", "friction_per_fs", "n_steps", "interval"):
+        positive = ("temperature_K", "time_step_fs", "friction_per_fs", "n_steps", "interval")
+        for name in (*positive, "trajectory_interval"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, not {getattr(self, name)}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
-        if self.trajectory_interval < 1:
-            raise ValueError(
-                f"trajectory_interval must be positive, not {self.trajectory_interval}"
-            )
         if self.integrator not in INTEGRATORS:
             raise ValueError(
                 f"unknown integrator {self.integrator!r}; known: {', '.join(INTEGRATORS)}"
             )
         if self.action not in ("continue", "stop", "rewind"):
             raise ValueError(f"action must be 'continue', 'stop' or 'rewind', not {self.action!r}")
-        if self.schedule and self.integrator == "velocity_verlet":
+        if self.pressure_GPa and self.integrator not in BAROSTATS:
+            raise ValueError(
+                f"{self.integrator} has no barostat for a pressure of {self.pressure_GPa:g} GPa; "
+                f"take {' or '.join(BAROSTATS)}"
+            )
+        if not math.isfinite(self.pressure_GPa):
+            raise ValueError(f"pressure_GPa must be finite, not {self.pressure_GPa}")
+        self._check_temperatures()
+
+    def _check_temperatures(self) -> None:
+        final = () if self.final_temperature_K is None else (self.final_temperature_K,)
+        later = [temperature for _, temperature in self.schedule] + [*final]
+        if later and self.integrator == "velocity_verlet":
             raise ValueError("a temperature schedule needs a thermostat; velocity_verlet has none")
+        if self.schedule and final:
+            raise ValueError("give a schedule or a final_temperature_K, not both")
+        if any(not 0 < temperature < math.inf for temperature in later):
+            raise ValueError(f"temperatures must be positive and finite, not {later}")
         steps = [step for step, _ in self.schedule]
         if steps != sorted(set(steps)) or any(not 0 < step < self.n_steps for step in steps):
             raise ValueError(
                 f"the steps of the schedule must increase and lie between 0 and {self.n_steps}, "
                 f"got {steps}"
             )
-        if any(not temperature > 0 for _, temperature in self.schedule):
-            raise ValueError("the temperatures of the schedule must be positive")
 
 
 def run_simulation(
@@ -200,6 +209,7 @@ def run_simulation(
         time_step_fs=config.time_step_fs,
         friction_per_fs=config.friction_per_fs,
         generator=thermostat_rng,
+        pressure_GPa=config.pressure_GPa,
     )
     recalculate, rewind, actions = _actions(config, out, reference, rewind_rng)
     if recalculate is not None:
@@ -270,6 +280,7 @@ def _actions(
             force_limit=config.force_limit,
             energy_limit=config.energy_limit,
         )
+        recalculate.plan.follows_ramp = config.final_temperature_K is not None
         actions.append(recalculate)
     if config.action == "stop":
         actions.append(Stop())
@@ -300,9 +311,13 @@ def _drive(
 def _steps(
     dyn: MolecularDynamics, monitor: UncertaintyMonitor, config: SimulationConfig
 ) -> Iterator[Any]:
-    start = 0
+    start, final = 0, config.final_temperature_K
     for end, temperature_K in (*config.schedule, (config.n_steps, None)):
-        yield from dyn.irun(end - start)
+        for state in dyn.irun(end - start):
+            if final is not None:
+                done = dyn.nsteps / config.n_steps
+                set_temperature(dyn, (1 - done) * config.temperature_K + done * final)
+            yield state
         if monitor.stop_reason:
             return
         if temperature_K is not None:

@@ -13,7 +13,7 @@ from fake_potential import ANCHORS, FakePotential, make_atoms, make_card
 
 from ase_bayesmlip.md.actions import Recalculate, Rewind, Stop
 from ase_bayesmlip.md.integrator_state import restore_state, save_state
-from ase_bayesmlip.md.integrators import INTEGRATORS, make_integrator, set_temperature
+from ase_bayesmlip.md.integrators import CONSTANT_VOLUME, make_integrator, set_temperature
 from ase_bayesmlip.md.monitor import UncertaintyMonitor
 from ase_bayesmlip.md.simulation import SimulationConfig, reference_calculator, run_simulation
 from ase_bayesmlip.md.temperature import draw_velocities
@@ -58,7 +58,7 @@ def force_response(name, masses):
     return dt**2 / (2 * masses)
 
 
-@pytest.mark.parametrize("name", INTEGRATORS)
+@pytest.mark.parametrize("name", CONSTANT_VOLUME)
 def test_next_step_uses_the_reference_force(name):
     """Two runs that differ only in the force after step 3 part by response * difference."""
 
@@ -104,7 +104,7 @@ def test_relaxation_continues_on_the_reference_force():
     )
 
 
-@pytest.mark.parametrize("name", INTEGRATORS)
+@pytest.mark.parametrize("name", CONSTANT_VOLUME)
 def test_stop_ends_the_run_and_the_run_can_go_on(name):
     dyn = integrator(name, moving_atoms())
     monitor = UncertaintyMonitor(
@@ -173,7 +173,7 @@ def test_rewound_stochastic_dynamics_take_another_path(name):
     assert not np.allclose(rewound.positions, plain.atoms.positions, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", INTEGRATORS)
+@pytest.mark.parametrize("name", CONSTANT_VOLUME)
 def test_new_velocities_are_used_after_a_rewind(name):
     """The step after a rewind starts from the momenta that were drawn."""
     dyn = integrator(name, moving_atoms(), temperature_K=300.0)
@@ -212,7 +212,7 @@ def test_state_of_nose_hoover_is_saved_and_restored():
     assert save_state(integrator("velocity_verlet", moving_atoms())) == {}
 
 
-@pytest.mark.parametrize("name", [name for name in INTEGRATORS if name != "velocity_verlet"])
+@pytest.mark.parametrize("name", [name for name in CONSTANT_VOLUME if name != "velocity_verlet"])
 def test_changed_temperature_equals_a_new_integrator(name):
     changed = integrator(name, moving_atoms(), temperature_K=200.0)
     set_temperature(changed, 700.0)
@@ -292,7 +292,7 @@ def test_simulation_writes_its_files(tmp_path):
     np.testing.assert_array_equal(summary.final_atoms.positions.shape, (4, 3))
 
 
-@pytest.mark.parametrize("name", INTEGRATORS)
+@pytest.mark.parametrize("name", CONSTANT_VOLUME)
 def test_simulation_is_reproducible(name, tmp_path):
     skip_without(name)
 
@@ -461,6 +461,9 @@ def test_progress_bar_goes_to_stderr(tmp_path, capsys):
         ({"schedule": ((20, 500.0), (10, 600.0))}, "must increase"),
         ({"schedule": ((20, 0.0),)}, "must be positive"),
         ({"schedule": ((20, 500.0),), "integrator": "velocity_verlet"}, "needs a thermostat"),
+        ({"final_temperature_K": 9.0, "integrator": "velocity_verlet"}, "needs a thermostat"),
+        ({"final_temperature_K": np.inf}, "positive and finite, not \\[inf\\]"),
+        ({"final_temperature_K": 9.0, "schedule": ((20, 500.0),)}, "not both"),
     ],
 )
 def test_bad_configuration(change, message):

@@ -100,3 +100,12 @@ def test_bad_budget():
             LabelSpacing(max_labels=bad)
     with pytest.raises(ValueError, match="max_labels must be a number of 0 or more"):
         LabelSpacing(max_labels=-1)
+
+
+def test_a_ramp_is_no_correlation():
+    """Independent scores around a line count as independent, where the line is expected."""
+    scores = np.arange(500.0) + np.random.default_rng(0).standard_normal(500)
+    spacing = LabelSpacing("correlation")
+    assert spacing.frames_between(scores) > 50
+    spacing.follows_ramp = True
+    assert spacing.frames_between(scores) == MIN_SPACING

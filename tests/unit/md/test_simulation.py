@@ -4,12 +4,14 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
+from ase import units
 from ase.calculators.lj import LennardJones
 from ase.io import read
 from fake_potential import ANCHORS, FakePotential, make_atoms
 from odd_references import Answers
 
 from ase_bayesmlip.md.simulation import SimulationConfig, run_simulation
+from ase_bayesmlip.report import read_log
 
 OLD = ("trajectory.extxyz", "monitor.csv", "recalculated.extxyz", "flagged.extxyz", "figure.png")
 
@@ -163,3 +165,55 @@ def test_labels_of_the_file_are_those_of_the_reference(tmp_path):
     for frame in read(tmp_path / "recalculated.extxyz", ":"):
         np.testing.assert_allclose(frame.arrays["REF_forces"], -7.0 * (frame.positions - ANCHORS))
         assert "reference" in frame.info
+
+
+def test_a_ramp_sets_the_thermostat_before_every_step(tmp_path, monkeypatch):
+    targets = []
+    monkeypatch.setattr(
+        "ase_bayesmlip.md.simulation.set_temperature", lambda _, target: targets.append(target)
+    )
+    settings = {"integrator": "langevin", "temperature_K": 100.0, "final_temperature_K": 200.0}
+    simulate(tmp_path, n_steps=4, **settings)
+    assert targets == pytest.approx([100.0, 125.0, 150.0, 175.0, 200.0])
+
+
+def test_a_ramp_heats(tmp_path):
+    """12 degrees of freedom: the last 300 of 1,500 steps should be at 910 K or so."""
+    settings = {"integrator": "langevin", "friction_per_fs": 0.2, "threshold": 99.0}
+    simulate(tmp_path, n_steps=1500, final_temperature_K=1000.0, **settings)
+    temperature = read_log(tmp_path / "monitor.csv")["temperature_K"]
+    assert temperature[:150].mean() < 300.0
+    assert temperature[1200:].mean() == pytest.approx(902.0, rel=0.4)
+
+
+def test_frames_are_written_apart_from_what_is_observed(tmp_path):
+    simulate(tmp_path, n_steps=12, interval=2, trajectory_interval=4, threshold=99.0)
+    frames = read(tmp_path / "trajectory.extxyz", ":")
+    assert [frame.info["step"] for frame in frames] == [0, 4, 8, 12]
+    assert list(read_log(tmp_path / "monitor.csv")["step"]) == [0, 2, 4, 6, 8, 10, 12]
+
+
+def test_a_crystal_at_constant_pressure(tmp_path, calculator, cubic_co2):
+    """With a served file: a ramp, a log of volumes and pressures, and a stop."""
+    config = SimulationConfig(
+        *(50.0, 6), threshold=0.0, integrator="npt", pressure_GPa=1.0, action="rewind"
+    )
+    summary = run_simulation(cubic_co2, calculator("small"), config, tmp_path, progress=False)
+    assert "no trusted frame" in summary.stop_reason  # every frame is flagged
+    config = SimulationConfig(
+        *(50.0, 6), threshold=99.0, integrator="npt", final_temperature_K=60.0
+    )
+    run_simulation(cubic_co2, calculator("small"), config, tmp_path, None, False, overwrite=True)
+    log = read_log(tmp_path / "monitor.csv")
+    assert log["volume"][0] == pytest.approx(5.5**3)
+    assert len(set(log["volume"])) == 7
+    frame = read(tmp_path / "trajectory.extxyz", 0)
+    kinetic = 2 * frame.get_kinetic_energy() / frame.get_volume()
+    pressure = (kinetic - frame.get_stress()[:3].sum()) / 3 / units.GPa
+    assert log["pressure_GPa"][0] == pytest.approx(pressure, rel=1e-6)
+
+
+def test_a_molecule_has_no_pressure(tmp_path):
+    with pytest.raises(ValueError, match="npt changes the volume of the cell"):
+        simulate(tmp_path / "run", integrator="npt")
+    assert not (tmp_path / "run").exists()
