@@ -123,7 +123,7 @@ def test_the_command_prints_both_forms(card, capsys):
     assert "posterior\n  Lakshminarayanan, Pritzel, Blundell: Simple and" in text
     assert main(["inspect", str(SHIPPED), "--bibtex"]) == 0
     entries = capsys.readouterr().out
-    assert entries.count("@") == 11  # RACE is in two subjects and printed once
+    assert entries.count("@") == 12  # RACE is in two subjects and printed once
     assert entries.strip() == cite(card, as_bibtex=True)
 
 
