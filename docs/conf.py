@@ -30,7 +30,7 @@ autodoc_member_order = "bysource"
 numpydoc_show_class_members = False
 # Wrong references are errors, but for names in backticks, for those of libraries, whose inventories
 # would be downloads, and for types in signatures that are not public.
-INTERNAL = "nn|config.strict|metrics.errors.Frame|metrics.origin.Card|serving.compiled|training.outputs|graph.Part"
+INTERNAL = "nn|config.strict|metrics.errors.Frame|metrics.origin.Card|serving.compiled|training"
 nitpick_ignore_regex = [
     ("py:obj", r".*"),
     ("py:.*", r"(?!ase_bayesmlip).*"),
