@@ -73,6 +73,11 @@ SERVED = {
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "prints: writes to stdout or stderr on purpose")
+    if hasattr(config, "workerinput"):  # one of several processes: a thread each
+        torch.set_num_threads(1)
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    elif getattr(config.option, "dist", "no") == "load":  # what a file makes is made once
+        config.option.dist = "loadfile"
 
 
 def pytest_generate_tests(metafunc):

@@ -44,7 +44,13 @@ def shipped(compiled_shipped):
     return compiled_shipped
 
 
-@pytest.fixture(scope="session", params=["race", "point", "laplace", "evidential"])
+SLOW_KINDS = [
+    pytest.param(kind, marks=pytest.mark.slow)
+    for kind in ("race", "point", "laplace", "evidential")
+]
+
+
+@pytest.fixture(scope="session", params=SLOW_KINDS)
 def other(request, tmp_path_factory, serve):
     """Other backbones and posteriors; all but race are compiled in float64, Laplace calibrated."""
     path = tmp_path_factory.mktemp("compiled") / f"{request.param}.pt"

@@ -231,6 +231,7 @@ def test_symmetries_and_slopes(loaded, seed):
     check_slopes(model, atoms, base, generator)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(N_CASES))
 def test_the_compiled_program_follows(reference, single, compiled, seed):
     """The program in float32 against TorchScript in float64, and against itself."""

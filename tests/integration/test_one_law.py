@@ -13,6 +13,8 @@ from ase_bayesmlip.evaluation import Bootstrap, Comparison, EvaluationFrame, eva
 from ase_bayesmlip.metrics import Origin
 from ase_bayesmlip.structures.labelled import LabelledFrame
 
+pytestmark = pytest.mark.slow
+
 ATOMS = Atoms("CHHO")
 ELEMENTS = [1, 6, 8]
 N_ATOMS, N_FRAMES = len(ATOMS), 400

@@ -11,6 +11,8 @@ from ase_bayesmlip.posteriors import POSTERIORS, ivon, laplace, stage
 from ase_bayesmlip.posteriors.ivon_optimizer import IVON
 from ase_bayesmlip.training.loop import Trainer
 
+pytestmark = pytest.mark.slow
+
 # Seven structures: four batches of two. Name -> settings, steps of the stage, and what is called
 # in it: object, name, times in an uninterrupted fit.
 SWAG = {"kind": "swag", "epochs": 4, "snapshot_every": 2, "rank": 2}

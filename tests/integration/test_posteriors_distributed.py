@@ -20,6 +20,8 @@ from ase_bayesmlip.posteriors import ivon, laplace, point, swag
 from ase_bayesmlip.posteriors.ivon_optimizer import IVON
 from ase_bayesmlip.training import distributed
 
+pytestmark = pytest.mark.slow
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 # Seven structures in batches of three: parts of 2 and 1, and in the end of 1 and none.

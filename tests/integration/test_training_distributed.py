@@ -27,6 +27,8 @@ from ase_bayesmlip.training.loss import loss
 from ase_bayesmlip.training.outputs import evaluate
 from ase_bayesmlip.training.state import load_state
 
+pytestmark = pytest.mark.slow
+
 DATA = Path(__file__).parents[2] / "data"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 

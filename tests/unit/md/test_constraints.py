@@ -142,6 +142,7 @@ def test_what_is_refused_would_be_lost(kind):
     assert deviation(kind, atoms, start) > 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.prints  # Melchionna's dynamics do
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", [n for n in SETTINGS if n in MD_CLASSES and n != "VelocityVerlet"])

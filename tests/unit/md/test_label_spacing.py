@@ -47,6 +47,7 @@ def test_budget():
     assert labelled(LabelSpacing(max_labels=0), np.zeros(3)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tau", [3.0, 20.0, 60.0, 150.0])
 def test_labels_are_a_correlation_time_apart(tau):
     """Once there is enough to measure it on; never closer than the minimum."""

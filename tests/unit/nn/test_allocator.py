@@ -48,6 +48,7 @@ def faults(policy, **environment):
     return taken, int(count)
 
 
+@pytest.mark.slow
 def test_pages_are_used_again():
     taken, count = faults(policy=True)
     _, control = faults(policy=False, MALLOC_MMAP_THRESHOLD_="131072")
@@ -57,6 +58,7 @@ def test_pages_are_used_again():
     assert count < control / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "own",
     [
@@ -70,6 +72,7 @@ def test_the_users_own_policy_stands(own):
     assert taken == "False"
 
 
+@pytest.mark.slow
 def test_loading_a_model_for_the_cpu_takes_it(monkeypatch, data_folder):
     calls = []
     monkeypatch.setattr(runtime, "keep_freed_memory", lambda: calls.append("taken"))

@@ -103,6 +103,7 @@ def program_of(model):
         return torch.jit.freeze(torch.jit.script(model.eval()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["laplace_mixture", "evidential", "race"])
 def test_programs_take_parts_too(name, eager, graph):
     expected = eager(name)(graph, True, True)
@@ -182,6 +183,7 @@ def most_kept(model, graph):
     return kept.most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["eager", "program"])
 @pytest.mark.parametrize("backbone", ["race", "race_plus"])
 def test_parts_keep_less(backbone, kind):

@@ -251,6 +251,7 @@ def test_curvatures_of_batches_add_up():
     assert total.forces_chi2 == pytest.approx(at_once.forces_chi2, rel=1e-11)
 
 
+@pytest.mark.slow
 @each_kind
 def test_probes_estimate_the_diagonal_without_bias(kind):
     """A probe is Gaussian with the diagonal as its variance: the mean over n is χ²_n/n times it.

@@ -40,6 +40,7 @@ def test_deviations_start_from_the_curvature_given(given, ess):
     torch.testing.assert_close(deviations, expected, rtol=1e-14, atol=0.0)
 
 
+@pytest.mark.slow
 def test_the_curvature_at_the_start_is_that_of_the_data(monkeypatch):
     """The mean Gauss-Newton diagonal, its forces by probes: over n of them χ²_n/n times the exact.
 

@@ -75,6 +75,7 @@ BURN_IN, N_TAIL = 3000, 1000
 LEFT = 5e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", [0.0, 0.4])
 def test_linear_regression_with_an_orthogonal_design(decay):
     """Posterior of y = Xw + noise, XᵀX = n s² diag(d), under the prior N(0, 1/(nδ)).

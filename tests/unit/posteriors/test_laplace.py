@@ -129,6 +129,7 @@ def log_density(item, covariance, noise):
     return value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "weights"), [("nll_jef", "last_layer"), ("mse", "last_layer"), ("nll_e", "all")]
 )
@@ -280,6 +281,7 @@ def test_an_update_needs_known_elements_and_the_last_layer():
 # --- all weights
 
 
+@pytest.mark.slow
 @each_kind
 def test_the_diagonal_of_all_weights(kind):
     state = laplace_state(kind, weights="all", probes=0, prior=0.4)

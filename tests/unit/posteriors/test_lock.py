@@ -42,6 +42,7 @@ def hold(folder, held):
         signal.pause()
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_killed_process_is_free(tmp_path):
     context = multiprocessing.get_context("spawn")
     held = context.Event()

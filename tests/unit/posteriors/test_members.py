@@ -42,6 +42,7 @@ def wait_for(condition, seconds):
     return condition()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_workers_end_when_their_parent_is_killed(tmp_path):
     script = tmp_path / "script.py"

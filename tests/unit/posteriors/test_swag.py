@@ -94,6 +94,7 @@ def assert_gaussian(draws, mean, covariance):
     assert (np.abs(np.cov(draws.T) - covariance) < 4.5 * error).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 0.5, 3.0])
 @pytest.mark.parametrize("diagonal", [False, True])
 def test_draws_have_the_promised_mean_and_covariance(scale, diagonal):
