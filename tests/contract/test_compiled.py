@@ -50,7 +50,7 @@ SLOW_KINDS = [
 ]
 
 
-@pytest.fixture(scope="session", params=SLOW_KINDS)
+@pytest.fixture(scope="session", params=each_other)
 def other(request, tmp_path_factory, serve):
     """Other backbones and posteriors; all but race are compiled in float64, Laplace calibrated."""
     path = tmp_path_factory.mktemp("compiled") / f"{request.param}.pt"
