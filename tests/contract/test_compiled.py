@@ -44,10 +44,8 @@ def shipped(compiled_shipped):
     return compiled_shipped
 
 
-SLOW_KINDS = [
-    pytest.param(kind, marks=pytest.mark.slow)
-    for kind in ("race", "point", "laplace", "evidential")
-]
+OTHERS = ("race", "point", "laplace", "evidential")
+each_other = [pytest.param(kind, marks=pytest.mark.slow) for kind in OTHERS]
 
 
 @pytest.fixture(scope="session", params=each_other)
