@@ -13,7 +13,7 @@ from ase.io import read
 
 from ase_bayesmlip import BayesianCalculator
 from ase_bayesmlip.config import Config, from_dict
-from ase_bayesmlip.posteriors import ensemble
+from ase_bayesmlip.posteriors import RunOptions, ensemble
 from ase_bayesmlip.serving.export import export_members
 
 data = files("ase_bayesmlip.data")
@@ -33,7 +33,7 @@ config = from_dict(
 
 if __name__ == "__main__":
     folder = Path(tempfile.mkdtemp())
-    state = ensemble.fit(config, folder / "run", progress=False)
+    state = ensemble.fit(config, folder / "run", RunOptions(progress=False))
     members = ensemble.draw(state, None, torch.Generator())
     export_members(members, state.config, state.record, folder / "model.pt")
 

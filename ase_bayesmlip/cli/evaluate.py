@@ -147,7 +147,7 @@ def _read(
 
 
 def _compare(calculator: Any, frames: list[EvaluationFrame], progress: bool) -> Comparison:
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     from ase_bayesmlip.evaluation import Comparison, origin_of
 

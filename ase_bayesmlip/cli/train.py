@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Train, on this process or under torchrun."""
     from ase_bayesmlip.config import load_config
     from ase_bayesmlip.nn.allocator import keep_freed_memory
-    from ase_bayesmlip.posteriors import POSTERIORS
+    from ase_bayesmlip.posteriors import POSTERIORS, RunOptions
     from ase_bayesmlip.posteriors.members import available_cores
     from ase_bayesmlip.serving.runtime import find_device
     from ase_bayesmlip.training.distributed import rank, world_size
@@ -36,15 +36,14 @@ def run(arguments: argparse.Namespace) -> None:
     find_device(arguments.device)
     keep_freed_memory()
     one_per_core = arguments.device == "cpu" and world_size() == 1
+    options = RunOptions(
+        resume=arguments.resume,
+        device=arguments.device,
+        jobs=arguments.jobs or (available_cores() if one_per_core else 1),
+        progress=not arguments.quiet,
+    )
     with _announced():
-        POSTERIORS[config.posterior.kind].fit(
-            config,
-            arguments.out,
-            resume=arguments.resume,
-            device=arguments.device,
-            jobs=arguments.jobs or (available_cores() if one_per_core else 1),
-            progress=not arguments.quiet,
-        )
+        POSTERIORS[config.posterior.kind].fit(config, arguments.out, options)
     if rank() == 0:
         print(f"trained; next: bayesmlip serve {arguments.out} -o model.pt")
 

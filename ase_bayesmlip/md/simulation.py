@@ -13,7 +13,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
 from ase.md.md import MolecularDynamics
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ase_bayesmlip.md.actions import Recalculate, Rewind, Stop, TrajectoryWriter, WriteFrame
 from ase_bayesmlip.md.alarm import CalibrationAlarm

@@ -20,12 +20,12 @@ from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.posteriors.members import (
     TrainedMembers,
     Weights,
-    check_jobs,
     load_members,
     member_data,
     run_members,
     train_members,
 )
+from ase_bayesmlip.posteriors.options import RunOptions
 from ase_bayesmlip.posteriors.run_folder import (
     check_identity,
     member_name,
@@ -61,9 +61,7 @@ class AroundMembers:
         return self.run.record
 
 
-def starting_members(
-    config: Config, folder: Path, resume: bool, device: str, jobs: int, progress: bool
-) -> TrainedMembers:
+def starting_members(config: Config, folder: Path, options: RunOptions) -> TrainedMembers:
     """The potentials that a posterior starts from: those of another run, or trained here.
 
     Raises
@@ -74,14 +72,12 @@ def starting_members(
     posterior = config.posterior
     n_members, start_from = posterior.members, posterior.start_from  # type: ignore[union-attr]
     if start_from is None:
-        return train_members(
-            config, n_members, False, folder, resume, device=device, jobs=jobs, progress=progress
-        )
+        return train_members(config, n_members, False, folder, options)
     start = load_members(Path(start_from))
-    with process_group(device):
+    with process_group(options.device):
         data = load_training_data(config)
         check_start(start, config, data, n_members)
-        prepare_run(config, data, folder, resume)
+        prepare_run(config, data, folder, options.resume)
         barrier()
     weights = start.weights[:n_members]
     return TrainedMembers(config, data.record(), weights)
@@ -130,13 +126,7 @@ def check_start(
 
 
 def fit_members(
-    stage: Callable[..., Stage],
-    start: TrainedMembers,
-    folder: Path,
-    resume: bool,
-    device: str,
-    jobs: int,
-    progress: bool,
+    stage: Callable[..., Stage], start: TrainedMembers, folder: Path, options: RunOptions
 ) -> None:
     """Run a stage for each member, one after another or in processes.
 
@@ -145,13 +135,12 @@ def fit_members(
     stage : callable
         ``stage(potential, train, valid, config, seed)``, at the top of its module.
     """
-    check_jobs(jobs)
-    with process_group(device) as own:
+    with process_group(options.device) as device:
         arguments = [
-            (stage, start.config, folder, index, weights, resume, own)
+            (stage, start.config, folder, index, weights, options.resume, device)
             for index, weights in enumerate(start.weights)
         ]
-        run_members(_fit_member, arguments, jobs, progress)
+        run_members(_fit_member, arguments, options)
         barrier()
 
 

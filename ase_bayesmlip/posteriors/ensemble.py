@@ -17,20 +17,14 @@ from ase_bayesmlip.posteriors.lock import one_at_a_time
 from ase_bayesmlip.posteriors.members import TrainedMembers as State
 from ase_bayesmlip.posteriors.members import chosen_members, train_members
 from ase_bayesmlip.posteriors.members import load_members as load
+from ase_bayesmlip.posteriors.options import RunOptions
 
 __all__ = ["Config", "State", "draw", "fit", "load"]
 
 
 @one_at_a_time
-def fit(
-    config: RunConfig,
-    folder: Path,
-    resume: bool = False,
-    device: str = "cpu",
-    jobs: int = 1,
-    progress: bool = True,
-) -> State:
-    """Train the members; `jobs` of them at a time in processes of their own.
+def fit(config: RunConfig, folder: Path, options: RunOptions = RunOptions()) -> State:
+    """Train the members.
 
     Raises
     ------
@@ -44,16 +38,7 @@ def fit(
             f"posterior.members is {settings.members}; an ensemble needs at least 2 (use "
             "posterior.kind point for a single potential)"
         )
-    return train_members(
-        config,
-        settings.members,
-        settings.bootstrap,
-        folder,
-        resume=resume,
-        device=device,
-        jobs=jobs,
-        progress=progress,
-    )
+    return train_members(config, settings.members, settings.bootstrap, folder, options)
 
 
 def draw(state: State, n: int | None, generator: torch.Generator) -> list[Potential]:

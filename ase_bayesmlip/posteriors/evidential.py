@@ -22,20 +22,14 @@ from ase_bayesmlip.posteriors.lock import one_at_a_time
 from ase_bayesmlip.posteriors.members import Start, chosen_members, train_members
 from ase_bayesmlip.posteriors.members import TrainedMembers as State
 from ase_bayesmlip.posteriors.members import load_members as load
+from ase_bayesmlip.posteriors.options import RunOptions
 from ase_bayesmlip.training.data import load_training_data
 
 __all__ = ["Config", "State", "draw", "fit", "load"]
 
 
 @one_at_a_time
-def fit(
-    config: RunConfig,
-    folder: Path,
-    resume: bool = False,
-    device: str = "cpu",
-    jobs: int = 1,
-    progress: bool = True,
-) -> State:
+def fit(config: RunConfig, folder: Path, options: RunOptions = RunOptions()) -> State:
     """Train the network, or its head on the potentials of `start_from`.
 
     Raises
@@ -62,17 +56,7 @@ def fit(
             Start(weights, settings.features == "frozen")
             for weights in start.weights[: settings.members]
         ]
-    return train_members(
-        config,
-        settings.members,
-        False,
-        folder,
-        resume=resume,
-        device=device,
-        jobs=jobs,
-        progress=progress,
-        start=starts,
-    )
+    return train_members(config, settings.members, False, folder, options, starts)
 
 
 def draw(state: State, n: int | None, generator: torch.Generator) -> list[Potential]:

@@ -32,6 +32,7 @@ from ase_bayesmlip.posteriors.around_members import (
 from ase_bayesmlip.posteriors.curvature import estimated_diagonal
 from ase_bayesmlip.posteriors.ivon_optimizer import IVON
 from ase_bayesmlip.posteriors.lock import one_at_a_time
+from ase_bayesmlip.posteriors.options import RunOptions
 from ase_bayesmlip.posteriors.stage import digest
 from ase_bayesmlip.training.data import GraphDataset
 from ase_bayesmlip.training.distributed import (
@@ -178,17 +179,10 @@ class Variational:
 
 
 @one_at_a_time
-def fit(
-    config: RunConfig,
-    folder: Path,
-    resume: bool = False,
-    device: str = "cpu",
-    jobs: int = 1,
-    progress: bool = True,
-) -> State:
+def fit(config: RunConfig, folder: Path, options: RunOptions = RunOptions()) -> State:
     """Train the members, or take those of `start_from`, and learn the variances of each."""
-    start = starting_members(config, folder, resume, device, jobs, progress)
-    fit_members(Variational, start, folder, resume, device, jobs, progress)
+    start = starting_members(config, folder, options)
+    fit_members(Variational, start, folder, options)
     return load(folder)
 
 

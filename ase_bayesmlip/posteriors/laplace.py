@@ -55,6 +55,7 @@ from ase_bayesmlip.posteriors.linear_gaussian import (
     posterior_precision,
 )
 from ase_bayesmlip.posteriors.lock import one_at_a_time
+from ase_bayesmlip.posteriors.options import RunOptions
 from ase_bayesmlip.posteriors.stage import digest
 from ase_bayesmlip.structures.labelled import LabelledFrame
 from ase_bayesmlip.training.data import GraphDataset
@@ -199,17 +200,10 @@ class Curvature:
 
 
 @one_at_a_time
-def fit(
-    config: RunConfig,
-    folder: Path,
-    resume: bool = False,
-    device: str = "cpu",
-    jobs: int = 1,
-    progress: bool = True,
-) -> State:
+def fit(config: RunConfig, folder: Path, options: RunOptions = RunOptions()) -> State:
     """Train the members, or take those of `start_from`, and fit a Gaussian around each."""
-    start = starting_members(config, folder, resume, device, jobs, progress)
-    fit_members(Curvature, start, folder, resume, device, jobs, progress)
+    start = starting_members(config, folder, options)
+    fit_members(Curvature, start, folder, options)
     return load(folder)
 
 

@@ -20,6 +20,7 @@ from ase_bayesmlip.nn.allocator import keep_freed_memory
 from ase_bayesmlip.nn.build import DataStatistics, build_potential
 from ase_bayesmlip.nn.evidential.potential import HEAD, freeze_features
 from ase_bayesmlip.nn.potential import Potential
+from ase_bayesmlip.posteriors.options import RunOptions
 from ase_bayesmlip.posteriors.run_folder import (
     check_identity,
     member_name,
@@ -97,10 +98,7 @@ def train_members(
     n_members: int,
     bootstrap: bool,
     folder: Path,
-    resume: bool = False,
-    device: str = "cpu",
-    jobs: int = 1,
-    progress: bool = True,
+    options: RunOptions,
     start: Sequence[Start | None] | None = None,
 ) -> TrainedMembers:
     """Train `n_members` potentials from different seeds, one after another or in processes.
@@ -115,26 +113,25 @@ def train_members(
     Raises
     ------
     FileExistsError
-        If the folder holds a run and `resume` is not set.
+        If the folder holds a run that is not to be resumed.
     ValueError
         If the data or the configuration differ from those of the run that is resumed, or if
-        `jobs` is more than 1 under torchrun.
+        several jobs are asked for under torchrun.
     """
-    check_jobs(jobs)
-    with process_group(device) as own:
-        prepare_run(config, load_training_data(config), folder, resume)
+    _check_jobs(options.jobs)
+    with process_group(options.device) as device:
+        prepare_run(config, load_training_data(config), folder, options.resume)
         starts = [None] * n_members if start is None else start
         arguments = [
-            (config, folder, index, bootstrap, resume, own, starts[index])
+            (config, folder, index, bootstrap, options.resume, device, starts[index])
             for index in range(n_members)
         ]
-        run_members(train_member, arguments, jobs, progress)
+        run_members(train_member, arguments, options)
         barrier()  # the last checkpoint is rank 0's to write and everyone's to read
     return load_members(folder)
 
 
-def check_jobs(jobs: int) -> None:
-    """Refuse several jobs under torchrun."""
+def _check_jobs(jobs: int) -> None:
     if world_size() > 1 and jobs > 1:
         raise ValueError(
             f"jobs is {jobs}, but under torchrun members are trained one after another, each on "
@@ -143,19 +140,19 @@ def check_jobs(jobs: int) -> None:
 
 
 def run_members(
-    function: Callable[..., None], arguments: Sequence[tuple[Any, ...]], jobs: int, progress: bool
+    function: Callable[..., None], arguments: Sequence[tuple[Any, ...]], options: RunOptions
 ) -> None:
-    """Call ``function(*item, progress, position)`` for each item, `jobs` at a time in processes."""
-    jobs = min(jobs, len(arguments))
+    """Call ``function(*item, progress, position)`` for each item, some at a time in processes."""
+    jobs = min(options.jobs, len(arguments))
     if jobs <= 1:
         for item in arguments:
-            function(*item, progress and rank() == 0, 0)
+            function(*item, options.progress and rank() == 0, 0)
         return
     context = multiprocessing.get_context("spawn")
     n_threads = max(1, available_cores() // jobs)
     with ProcessPoolExecutor(jobs, context, _start_worker, (n_threads,)) as pool:
         futures = [
-            pool.submit(function, *item, progress, index % jobs)
+            pool.submit(function, *item, options.progress, index % jobs)
             for index, item in enumerate(arguments)
         ]
         try:

@@ -13,23 +13,15 @@ from ase_bayesmlip.posteriors.lock import one_at_a_time
 from ase_bayesmlip.posteriors.members import TrainedMembers as State
 from ase_bayesmlip.posteriors.members import load_members as load
 from ase_bayesmlip.posteriors.members import train_members
+from ase_bayesmlip.posteriors.options import RunOptions
 
 __all__ = ["Config", "State", "draw", "fit", "load"]
 
 
 @one_at_a_time
-def fit(
-    config: RunConfig,
-    folder: Path,
-    resume: bool = False,
-    device: str = "cpu",
-    jobs: int = 1,
-    progress: bool = True,
-) -> State:
+def fit(config: RunConfig, folder: Path, options: RunOptions = RunOptions()) -> State:
     """Train one potential."""
-    return train_members(
-        config, 1, False, folder, resume=resume, device=device, jobs=jobs, progress=progress
-    )
+    return train_members(config, 1, False, folder, options)
 
 
 def draw(state: State, n: int | None, generator: torch.Generator) -> list[Potential]:  # noqa: ARG001

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ase_bayesmlip.training.distributed import rank
 from ase_bayesmlip.training.log import append_metrics, truncate_metrics

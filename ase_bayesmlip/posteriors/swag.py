@@ -34,6 +34,7 @@ from ase_bayesmlip.posteriors.around_members import (
     starting_members,
 )
 from ase_bayesmlip.posteriors.lock import one_at_a_time
+from ase_bayesmlip.posteriors.options import RunOptions
 from ase_bayesmlip.posteriors.stage import digest
 from ase_bayesmlip.training.data import GraphDataset
 from ase_bayesmlip.training.distributed import own_batches, sum_over_ranks
@@ -192,14 +193,7 @@ class Snapshots:
 
 
 @one_at_a_time
-def fit(
-    config: RunConfig,
-    folder: Path,
-    resume: bool = False,
-    device: str = "cpu",
-    jobs: int = 1,
-    progress: bool = True,
-) -> State:
+def fit(config: RunConfig, folder: Path, options: RunOptions = RunOptions()) -> State:
     """Train the members, or take those of `start_from`, and collect snapshots around each.
 
     Raises
@@ -215,8 +209,8 @@ def fit(
             f"posterior.epochs {settings.epochs} with a snapshot every {settings.snapshot_every} "
             f"gives {n_snapshots} snapshots; at least 2 are needed"
         )
-    start = starting_members(config, folder, resume, device, jobs, progress)
-    fit_members(Snapshots, start, folder, resume, device, jobs, progress)
+    start = starting_members(config, folder, options)
+    fit_members(Snapshots, start, folder, options)
     return load(folder)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ase_bayesmlip.config import Config
 from ase_bayesmlip.nn.potential import Potential

@@ -27,7 +27,7 @@ from evidential_rows import DATASETS, ROWS, evaluate_dataset, table
 from study import begin, keep, parser_of
 
 from ase_bayesmlip.config import load_config
-from ase_bayesmlip.posteriors import POSTERIORS
+from ase_bayesmlip.posteriors import POSTERIORS, RunOptions
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "studies"
 EVIDENTIAL, PAPER, EIP = (
@@ -97,7 +97,8 @@ def train(name: str, content: dict[str, Any], folder: Path, jobs: int) -> None:
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     config = load_config(path)
     posterior = POSTERIORS[config.posterior.kind]
-    posterior.fit(config, folder / name, resume=(folder / name).is_dir(), jobs=jobs)
+    options = RunOptions(resume=(folder / name).is_dir(), jobs=jobs)
+    posterior.fit(config, folder / name, options)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from tiny import assert_same, tiny_config
 from ase_bayesmlip.calculator import BayesianCalculator
 from ase_bayesmlip.cli.inspect import describe
 from ase_bayesmlip.md import UncertaintyMonitor
-from ase_bayesmlip.posteriors import POSTERIORS
+from ase_bayesmlip.posteriors import POSTERIORS, RunOptions
 from ase_bayesmlip.serving.export import export_members
 from ase_bayesmlip.serving.runtime import load_model
 from ase_bayesmlip.structures.neighbors import graph_of
@@ -33,7 +33,7 @@ OPTIONS = {
 
 def fit(folder, loss, model, posterior, **changes):
     config = tiny_config(loss=loss, model=model, posterior=posterior, **changes)
-    return POSTERIORS[posterior["kind"]].fit(config, folder, progress=False)
+    return POSTERIORS[posterior["kind"]].fit(config, folder, RunOptions(progress=False))
 
 
 def serve(state, path):
@@ -138,7 +138,9 @@ def test_an_interrupted_fit_continues_to_the_same_bits(
     with pytest.raises(ValueError, match="stopped after epoch 2 of 4"):
         POSTERIORS["evidential"].load(tmp_path / "run")
     config = tiny_config(loss=loss, model=VECTORS, posterior=posterior)
-    again = POSTERIORS["evidential"].fit(config, tmp_path / "run", resume=True, progress=False)
+    again = POSTERIORS["evidential"].fit(
+        config, tmp_path / "run", RunOptions(resume=True, progress=False)
+    )
     assert_same(again.weights[0], whole.weights[0])
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import CONTENT, assert_same, tiny_config
 
-from ase_bayesmlip.posteriors import POSTERIORS, ivon, laplace, stage
+from ase_bayesmlip.posteriors import POSTERIORS, RunOptions, ivon, laplace, stage
 from ase_bayesmlip.posteriors.ivon_optimizer import IVON
 from ase_bayesmlip.training.loop import Trainer
 
@@ -47,7 +47,7 @@ def start(tmp_path_factory):
     """Folder of a trained ensemble of two."""
     folder = tmp_path_factory.mktemp("start") / "run"
     config = tiny_config(posterior={"kind": "ensemble", "members": 2})
-    POSTERIORS["ensemble"].fit(config, folder, progress=False)
+    POSTERIORS["ensemble"].fit(config, folder, RunOptions(progress=False))
     return folder
 
 
@@ -69,7 +69,7 @@ def whole(start, tmp_path_factory):
 def run(settings, start, folder, **arguments):
     posterior = {"start_from": None if start is None else str(start), **settings}
     config = tiny_config(posterior=posterior)
-    return POSTERIORS[settings["kind"]].fit(config, folder, progress=False, **arguments)
+    return POSTERIORS[settings["kind"]].fit(config, folder, RunOptions(progress=False, **arguments))
 
 
 def interrupt(monkeypatch, target, name, call):
@@ -228,7 +228,7 @@ def test_another_start_is_refused_and_a_moved_one_is_not(stopped, whole, start, 
     other = tmp_path / "other"
     seeds = {"initialisation": 5}
     config = tiny_config(posterior={"kind": "point"}, seeds=seeds)
-    POSTERIORS["point"].fit(config, other, progress=False)
+    POSTERIORS["point"].fit(config, other, RunOptions(progress=False))
     with pytest.raises(ValueError, match=r"other settings \(start: \w+ -> \w+\)"):
         run(settings, other, folder, resume=True)
     (tmp_path / "moved").symlink_to(start)
@@ -244,7 +244,7 @@ def test_other_data_is_refused(stopped, start):
     data = {"valid": CONTENT["data"]["valid"].replace("30:33", "30:34")}
     config = tiny_config(posterior={**SWAG, "start_from": str(start)}, data=data)
     with pytest.raises(ValueError, match="the valid frames have changed"):
-        POSTERIORS["swag"].fit(config, folder, resume=True, progress=False)
+        POSTERIORS["swag"].fit(config, folder, RunOptions(resume=True, progress=False))
 
 
 def test_a_checkpoint_that_cannot_be_read(stopped, start):

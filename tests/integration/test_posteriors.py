@@ -13,7 +13,7 @@ from ase_bayesmlip.calculator import BayesianCalculator
 from ase_bayesmlip.card import read_card
 from ase_bayesmlip.cli.main import main
 from ase_bayesmlip.config import to_dict
-from ase_bayesmlip.posteriors import POSTERIORS
+from ase_bayesmlip.posteriors import POSTERIORS, RunOptions
 from ase_bayesmlip.posteriors.members import load_members
 from ase_bayesmlip.serving.export import export_members
 from ase_bayesmlip.serving.runtime import load_model
@@ -47,7 +47,7 @@ def start(tmp_path_factory):
     def train(loss):
         if loss not in done:
             config = tiny_config(loss={"kind": loss}, posterior={"kind": "ensemble", "members": 2})
-            POSTERIORS["ensemble"].fit(config, folder / loss, progress=False)
+            POSTERIORS["ensemble"].fit(config, folder / loss, RunOptions(progress=False))
             done.add(loss)
         return folder / loss
 
@@ -62,7 +62,9 @@ def fitted(start, tmp_path_factory):
     def fit(name):
         if name not in done:
             config = config_of(name, start)
-            state = POSTERIORS[config.posterior.kind].fit(config, folder / name, progress=False)
+            state = POSTERIORS[config.posterior.kind].fit(
+                config, folder / name, RunOptions(progress=False)
+            )
             done[name] = folder / name, state
         return done[name]
 
@@ -227,7 +229,9 @@ def test_without_a_start_the_members_are_trained_first(fitted, start, name, tmp_
     """To the same posterior as around the same members of another run."""
     _, expected = fitted(name)
     config = config_of(name, start, start_from=None)
-    found = POSTERIORS[config.posterior.kind].fit(config, tmp_path / "run", progress=False)
+    found = POSTERIORS[config.posterior.kind].fit(
+        config, tmp_path / "run", RunOptions(progress=False)
+    )
     assert_same(state_data(found), state_data(expected))
     n_members = config.posterior.members
     trained = load_members(start(OPTIONS[name][0])).weights[:n_members]
@@ -237,7 +241,7 @@ def test_without_a_start_the_members_are_trained_first(fitted, start, name, tmp_
 def test_processes_fit_the_same_posterior(fitted, start, tmp_path):
     _, expected = fitted("last layer of two")
     config = config_of("last layer of two", start)
-    found = POSTERIORS["laplace"].fit(config, tmp_path / "run", jobs=2, progress=False)
+    found = POSTERIORS["laplace"].fit(config, tmp_path / "run", RunOptions(jobs=2, progress=False))
     for one, two in zip(found.gaussians, expected.gaussians, strict=True):
         assert torch.equal(one.mean, two.mean)
         # The number of threads may differ, and with it the order of sums.
@@ -284,7 +288,9 @@ def test_a_start_must_be_of_the_same_potential_and_data(start, tmp_path, section
     with pytest.raises(
         ValueError, match=rf"^posterior\.start_from: .*nll_jef (holds|was) {message}"
     ):
-        POSTERIORS["laplace"].fit(changed(start, **sections), tmp_path / "run", progress=False)
+        POSTERIORS["laplace"].fit(
+            changed(start, **sections), tmp_path / "run", RunOptions(progress=False)
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -293,28 +299,34 @@ def test_a_start_must_be_a_run_with_enough_members(start, tmp_path, kind):
     fit = POSTERIORS[kind].fit
     posterior = {"kind": kind, "start_from": str(start("nll_jef"))}
     with pytest.raises(ValueError, match=r"nll_jef holds 2 members; 3 are asked for"):
-        fit(tiny_config(posterior={**posterior, "members": 3}), tmp_path / "run", progress=False)
+        fit(
+            tiny_config(posterior={**posterior, "members": 3}),
+            tmp_path / "run",
+            RunOptions(progress=False),
+        )
     for folder in (tmp_path / "nowhere", tmp_path):
         config = tiny_config(posterior={**posterior, "start_from": str(folder)})
         with pytest.raises(FileNotFoundError, match=f"{folder} is no run written by"):
-            fit(config, tmp_path / "run", progress=False)
+            fit(config, tmp_path / "run", RunOptions(progress=False))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_start_must_have_been_trained(start, tmp_path):
     """Not have started from another run itself."""
-    POSTERIORS["laplace"].fit(changed(start), tmp_path / "first", progress=False)
+    POSTERIORS["laplace"].fit(changed(start), tmp_path / "first", RunOptions(progress=False))
     posterior = {"kind": "swag", "epochs": 2, "start_from": str(tmp_path / "first")}
     with pytest.raises(ValueError, match=r"first holds no training of its own.*nll_jef"):
         POSTERIORS["swag"].fit(
-            tiny_config(posterior=posterior), tmp_path / "second", progress=False
+            tiny_config(posterior=posterior), tmp_path / "second", RunOptions(progress=False)
         )
 
 
 def test_other_training_settings_of_a_start_do_not_matter(start, tmp_path):
     """Only what its weights mean does: more epochs, other seeds or precision are its own affair."""
     sections = {"training": {"epochs": 9, "dtype": "float32"}, "seeds": {"shuffling": 4}}
-    state = POSTERIORS["laplace"].fit(changed(start, **sections), tmp_path / "run", progress=False)
+    state = POSTERIORS["laplace"].fit(
+        changed(start, **sections), tmp_path / "run", RunOptions(progress=False)
+    )
     (wide,) = load_members(start("nll_jef")).weights[:1]
     (narrow,) = state.run.weights
     assert torch.equal(narrow["embedding"], wide["embedding"].float())
@@ -324,7 +336,7 @@ def test_a_start_is_left_as_it_was(start, tmp_path):
     folder = start("nll_jef")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     config = changed(start, posterior={"kind": "swag", "epochs": 2, "start_from": str(folder)})
-    POSTERIORS["swag"].fit(config, tmp_path / "run", progress=False)
+    POSTERIORS["swag"].fit(config, tmp_path / "run", RunOptions(progress=False))
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert (tmp_path / "run/config.yaml").read_text() == yaml.safe_dump(
         to_dict(config), sort_keys=False, allow_unicode=True

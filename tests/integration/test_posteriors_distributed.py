@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # as pytest does; the worker
 
 from tiny import assert_same, tiny_config
 
-from ase_bayesmlip.posteriors import ivon, laplace, point, swag
+from ase_bayesmlip.posteriors import RunOptions, ivon, laplace, point, swag
 from ase_bayesmlip.posteriors.ivon_optimizer import IVON
 from ase_bayesmlip.training import distributed
 
@@ -60,7 +60,7 @@ def work(folder: Path) -> None:
         seen["means"].append(torch.cat([*parameters, *deviations]))
 
     IVON._perturb, IVON.step = followed, stepped
-    ivon.fit(config_of(start), folder / "ivon", progress=False)
+    ivon.fit(config_of(start), folder / "ivon", RunOptions(progress=False))
     torch.save(seen, folder / f"seen-{rank}.pt")
     n_steps = 0
 
@@ -74,13 +74,13 @@ def work(folder: Path) -> None:
     IVON.step = interrupted
     for _ in range(2):
         try:
-            ivon.fit(config_of(start), folder / "parts", resume=True, progress=False)
+            ivon.fit(config_of(start), folder / "parts", RunOptions(resume=True, progress=False))
         except KeyboardInterrupt:
             torch.distributed.destroy_process_group()  # as the end of the processes would
     IVON._perturb, IVON.step = perturb, step
-    ivon.fit(sharp(start), folder / "sharp", progress=False)
-    swag.fit(config_of(start, "swag"), folder / "swag", progress=False)
-    laplace.fit(config_of(start, "laplace"), folder / "laplace", progress=False)
+    ivon.fit(sharp(start), folder / "sharp", RunOptions(progress=False))
+    swag.fit(config_of(start, "swag"), folder / "swag", RunOptions(progress=False))
+    laplace.fit(config_of(start, "laplace"), folder / "laplace", RunOptions(progress=False))
 
 
 # --- two processes -------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ def work(folder: Path) -> None:
 def worked(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("worked")
     config = tiny_config(training=TRAINING)
-    point.fit(config, folder / "start", progress=False)
+    point.fit(config, folder / "start", RunOptions(progress=False))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*TORCHRUN, __file__, str(folder)]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -134,7 +134,7 @@ def test_an_interrupted_fit_continues_to_the_same_bits(worked):
 
 
 def test_the_log_is_of_whole_batches_and_not_of_the_part_of_a_rank(worked, tmp_path):
-    ivon.fit(sharp(worked / "start"), tmp_path / "alone", progress=False)
+    ivon.fit(sharp(worked / "start"), tmp_path / "alone", RunOptions(progress=False))
     logs = [log_of(folder, "ivon") for folder in (tmp_path / "alone", worked / "sharp")]
     for one, two in zip(*logs, strict=True):
         # A σ of 10⁻¹⁰: likelihoods differ by that times their slopes, of up to 10⁴.
@@ -142,7 +142,9 @@ def test_the_log_is_of_whole_batches_and_not_of_the_part_of_a_rank(worked, tmp_p
 
 
 def test_snapshots_of_two_ranks_are_those_of_one(worked, tmp_path):
-    alone = swag.fit(config_of(worked / "start", "swag"), tmp_path / "alone", progress=False)
+    alone = swag.fit(
+        config_of(worked / "start", "swag"), tmp_path / "alone", RunOptions(progress=False)
+    )
     both = swag.load(worked / "swag")
     # Sums in another order: the round-off of nine steps in float64, in units of the weights.
     for name in ("mean", "deviations"):
@@ -155,7 +157,9 @@ def test_snapshots_of_two_ranks_are_those_of_one(worked, tmp_path):
 
 
 def test_a_curvature_of_two_ranks_is_that_of_one(worked, tmp_path):
-    alone = laplace.fit(config_of(worked / "start", "laplace"), tmp_path / "alone", progress=False)
+    alone = laplace.fit(
+        config_of(worked / "start", "laplace"), tmp_path / "alone", RunOptions(progress=False)
+    )
     (one,), (two,) = alone.gaussians, laplace.load(worked / "laplace").gaussians
     assert torch.equal(one.precision, two.precision)
 

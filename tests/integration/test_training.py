@@ -14,7 +14,7 @@ from tiny import assert_same
 
 from ase_bayesmlip.config import Config, from_dict
 from ase_bayesmlip.nn.build import build_potential
-from ase_bayesmlip.posteriors import ensemble, point
+from ase_bayesmlip.posteriors import RunOptions, ensemble, point
 from ase_bayesmlip.posteriors.members import load_members
 from ase_bayesmlip.structures.reading import DataError
 from ase_bayesmlip.training.data import GraphDataset, load_training_data
@@ -379,7 +379,7 @@ SHORT = {"epochs": 2, "evaluate_every": 1}
 
 def fit(folder: Path, config: Config | None = None, **arguments):
     config = config or make_config(training=SHORT)
-    return ensemble.fit(config, folder, progress=False, **arguments)
+    return ensemble.fit(config, folder, RunOptions(progress=False, **arguments))
 
 
 def test_members_differ_and_a_run_repeats(tmp_path):
@@ -541,7 +541,7 @@ def test_draws_of_an_ensemble(tmp_path):
 
 def test_point_model(tmp_path):
     config = make_config(training=SHORT, posterior={"kind": "point"})
-    state = point.fit(config, tmp_path / "run", progress=False)
+    state = point.fit(config, tmp_path / "run", RunOptions(progress=False))
     generator = torch.Generator()
     assert len(state.weights) == len(point.draw(state, None, generator)) == 1
     assert len(point.draw(state, 1, generator)) == 1

@@ -19,7 +19,7 @@ from ase_bayesmlip.cli.main import main
 from ase_bayesmlip.config import Config, LossConfig, from_dict, to_dict
 from ase_bayesmlip.config.loss import EVIDENTIAL_LOSSES, EvidenceConfig
 from ase_bayesmlip.nn.build import build_potential
-from ase_bayesmlip.posteriors import ensemble
+from ase_bayesmlip.posteriors import RunOptions, ensemble
 from ase_bayesmlip.training import distributed
 from ase_bayesmlip.training.data import GraphDataset, load_training_data
 from ase_bayesmlip.training.loop import Trainer
@@ -131,7 +131,7 @@ def work(folder: Path) -> None:
     Trainer._step = interrupted
     for _ in range(2):
         try:
-            ensemble.fit(make_config(), folder / "parts", resume=True, progress=False)
+            ensemble.fit(make_config(), folder / "parts", RunOptions(resume=True, progress=False))
         except KeyboardInterrupt:
             assert load_state(folder / "parts/member-01/checkpoint.pt").epoch == 3
 
@@ -144,7 +144,7 @@ def fail(folder: Path) -> None:
 
     if distributed.rank() == 1:
         Trainer._step = broken
-    ensemble.fit(make_config(), folder / "failed", progress=False)
+    ensemble.fit(make_config(), folder / "failed", RunOptions(progress=False))
 
 
 def torchrun(*arguments: str) -> subprocess.CompletedProcess:
@@ -233,7 +233,7 @@ def test_command_line(commanded, tmp_path):
     # The first line of a bar is drawn once; how often the last one is depends on the clock.
     for member in ("member-00", "member-01"):
         assert result.stderr.count(f"{member}:   0%") == 1
-    alone = ensemble.fit(make_config(), tmp_path / "run", progress=False)
+    alone = ensemble.fit(make_config(), tmp_path / "run", RunOptions(progress=False))
     for one, two in zip(alone.weights, ensemble.load(folder).weights, strict=True):
         assert_close(one, two)
     for name in ("config.yaml", "run.json"):

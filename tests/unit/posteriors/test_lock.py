@@ -7,7 +7,7 @@ import signal
 import pytest
 from tiny import tiny_config
 
-from ase_bayesmlip.posteriors import POSTERIORS
+from ase_bayesmlip.posteriors import POSTERIORS, RunOptions
 from ase_bayesmlip.posteriors.lock import LOCK_FILE, folder_lock
 
 
@@ -61,7 +61,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path):
 @pytest.mark.parametrize("kind", POSTERIORS)
 def test_every_posterior_is_fitted_under_the_lock(tmp_path, kind):
     with folder_lock(tmp_path), pytest.raises(FileExistsError, match="another training"):
-        POSTERIORS[kind].fit(tiny_config(), tmp_path, progress=False)
+        POSTERIORS[kind].fit(tiny_config(), tmp_path, RunOptions(progress=False))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,6 +12,7 @@ import pytest
 SCRIPT = """
 import os, sys, time
 from pathlib import Path
+from ase_bayesmlip.posteriors import RunOptions
 from ase_bayesmlip.posteriors.members import run_members
 
 def train(folder, index, progress, position):
@@ -22,7 +23,7 @@ def train(folder, index, progress, position):
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    run_members(train, [(folder, 0), (folder, 1)], jobs=2, progress=False)
+    run_members(train, [(folder, 0), (folder, 1)], RunOptions(jobs=2, progress=False))
 """
 
 

@@ -9,7 +9,7 @@ import yaml
 from tiny import tiny_config
 
 from ase_bayesmlip.cli.main import main
-from ase_bayesmlip.posteriors import laplace
+from ase_bayesmlip.posteriors import RunOptions, laplace
 from ase_bayesmlip.posteriors.run_folder import prepare_run, read_run
 from ase_bayesmlip.training.data import load_training_data
 from ase_bayesmlip.training.state import write_checkpoint
@@ -21,7 +21,7 @@ CONFIG = tiny_config(training={"epochs": 1}, posterior={"kind": "laplace"})
 def trained(tmp_path_factory):
     """A member and the stage after its training."""
     folder = tmp_path_factory.mktemp("run") / "run"
-    laplace.fit(CONFIG, folder, progress=False)
+    laplace.fit(CONFIG, folder, RunOptions(progress=False))
     return folder
 
 

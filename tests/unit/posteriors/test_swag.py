@@ -8,7 +8,7 @@ import torch
 from scipy.stats import chi2
 from tiny import tiny_config, tiny_potential
 
-from ase_bayesmlip.posteriors import swag
+from ase_bayesmlip.posteriors import RunOptions, swag
 from ase_bayesmlip.posteriors.members import TrainedMembers
 from ase_bayesmlip.posteriors.swag import Moments
 from ase_bayesmlip.training.data import load_training_data
@@ -231,5 +231,5 @@ def test_fewer_than_two_snapshots_are_refused_before_anything_is_trained(
 ):
     posterior = {"kind": "swag", "epochs": epochs, "snapshot_every": every}
     with pytest.raises(ValueError, match=rf"gives {n} snapshots; at least 2"):
-        swag.fit(tiny_config(posterior=posterior), tmp_path / "run", progress=False)
+        swag.fit(tiny_config(posterior=posterior), tmp_path / "run", RunOptions(progress=False))
     assert not (tmp_path / "run").exists()
