@@ -9,6 +9,7 @@ from ase import Atoms
 from synthetic_errors import ELEMENTS, Card, fitted, student_errors, synthetic
 
 from ase_bayesmlip.calibration import METHODS, calibrate, observe, scaled_results
+from ase_bayesmlip.calibration.fit import MIN_FRAMES
 from ase_bayesmlip.calibration.regions import energy_interval, force_distances, force_radii
 from ase_bayesmlip.structures.labelled import LabelledFrame
 
@@ -139,6 +140,16 @@ def test_more_factors_take_frames_of_their_own():
 def test_too_few_frames(n, method):
     with pytest.raises(ValueError, match=f"{n} calibration frame"):
         calibrate(observe(*synthetic(n)), ELEMENTS, method)
+
+
+@pytest.mark.parametrize(("n", "method"), [(MIN_FRAMES, "global"), (2 * MIN_FRAMES, "split")])
+@pytest.mark.filterwarnings("ignore:with 10 calibration frames", "ignore:the calibration errors do")
+def test_the_least_number_of_frames_is_enough(n, method):
+    found = calibrate(observe(*synthetic(n)), ELEMENTS, method)
+    assert (found.n_frames, found.n_frames_levels) == (n, MIN_FRAMES)
+    # Of 10 frames no region of more than 10/11 is known.
+    known = {level for level, r in zip(found.levels, found.conformal["energy"], strict=True) if r}
+    assert max(known) == 0.905
 
 
 def test_few_frames_are_reported():

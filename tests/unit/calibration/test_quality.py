@@ -1,10 +1,27 @@
 """Numbers of a calibration record, on errors whose truth is known."""
 
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from scipy.special import ndtr, ndtri
-from synthetic_errors import fitted
+from scipy.stats import multivariate_t
+from synthetic_errors import fitted, student_errors
+
+from ase_bayesmlip.calibration.quality import Quality
+
+
+def test_likelihood_of_student_t_errors_is_the_density():
+    """Their scale matrix is (η - 2)/η of the covariance; folds of other sizes count by items."""
+    errors = student_errors(np.random.default_rng(3), 30, 2.0, 0.5)
+    quality = Quality()
+    for fold in (np.arange(7), np.arange(7, 30)):
+        quality.add(SimpleNamespace(forces=errors.take(fold), energy=None))
+    items = zip(errors.error, errors.covariance, errors.law.dof, strict=True)
+    density = [multivariate_t.logpdf(e, shape=(d - 2) / d * c, df=d) for e, c, d in items]
+    found = quality.numbers()["law"]["forces"]["nll"]
+    assert found == pytest.approx(-np.mean(density), rel=1e-12)
 
 
 def test_numbers_before_and_after():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import multivariate_t
 
 from ase_bayesmlip import metrics
 from ase_bayesmlip.metrics import PredictiveLaw
@@ -99,6 +100,24 @@ def test_laws_of_draws_are_hotellings(generator):
     t_squared = metrics.mahalanobis_squared(error, covariance)
     expected = metrics.hotelling_law(7)((1 + 1 / 7) * t_squared)
     np.testing.assert_allclose(PredictiveLaw(n_draws=6).confidence(error, covariance), expected)
+
+
+@pytest.mark.parametrize(
+    ("law", "factor", "eta"),
+    [
+        (PredictiveLaw(dof=np.full(6, 5.0)), 3 / 5, 5),
+        (PredictiveLaw(n_members=8), (1 + 1 / 8) * 7 / 5, 5),
+        (PredictiveLaw(n_draws=8), 8 / 6, 6),
+    ],
+)
+def test_likelihoods_are_densities_of_scipy(law, factor, eta, generator):
+    root = generator.normal(size=(6, 3, 3))
+    error, covariance = generator.normal(size=(6, 3)), root @ root.swapaxes(1, 2)
+    density = [
+        multivariate_t.logpdf(e, shape=factor * c, df=eta)
+        for e, c in zip(error, covariance, strict=True)
+    ]
+    assert law.nll(error, covariance) == pytest.approx(-np.mean(density), rel=1e-10)
 
 
 EVERY = [PredictiveLaw(), PredictiveLaw(dof=np.linspace(3, 40, N))]
