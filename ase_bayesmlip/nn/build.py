@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from ase_bayesmlip.config import LossConfig, ModelConfig
+from ase_bayesmlip.config.loss import EVIDENTIAL_LOSSES
 from ase_bayesmlip.nn.angular import Irrep, parse_irreps
-from ase_bayesmlip.nn.evidential.potential import ComponentPotential, EvidentialPotential
+from ase_bayesmlip.nn.cholesky import CholeskyNoise
+from ase_bayesmlip.nn.evidential.components import ComponentHead
+from ase_bayesmlip.nn.evidential.head import EvidentialHead
+from ase_bayesmlip.nn.evidential.invariant import InvariantHead
+from ase_bayesmlip.nn.evidential.potential import EvidentialPotential
+from ase_bayesmlip.nn.heads import EnergyNoise, IsoNoise, NoiseHeads, SpdNoise
 from ase_bayesmlip.nn.layer import MessageLayer
+from ase_bayesmlip.nn.mean_energy import MeanEnergyNoise
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.nn.race import RaceLayer
 from ase_bayesmlip.nn.race_plus import RacePlusLayer
+
+# The choices of `ModelConfig`; what is published and loses has files of its own.
+LAYERS = {"race": RaceLayer, "race_plus": RacePlusLayer}
+ENERGY_NOISE = {"sum": EnergyNoise, "mean": MeanEnergyNoise}
+FORCE_NOISE = {"spd": SpdNoise, "iso": IsoNoise, "cholesky": CholeskyNoise}
 
 
 @dataclass(frozen=True)
@@ -64,13 +79,13 @@ def build_potential(
         If the irreps do not suit the backbone or the covariance.
     """
     generator = torch.Generator().manual_seed(seed)
-    has_2e_noise = loss.kind == "nll_jef" and model.covariance == "spd"
-    if has_2e_noise and model.backbone == "race_plus" and model.l_max < 2:
+    noise = _noise(model, loss)
+    if noise.has_tensor and model.backbone == "race_plus" and model.l_max < 2:
         raise ValueError(
             f"covariance 'spd' is read from 2e features, which l_max = {model.l_max} cannot make; "
             "set model.l_max to 2 or more, or choose covariance 'iso'"
         )
-    irreps, channels = _irreps(model, has_2e_noise)
+    irreps, channels = _irreps(model, noise.has_tensor)
     shape: dict[str, Any] = {
         "layers": _layers(model, irreps, channels, statistics, generator),
         "irreps": irreps,
@@ -83,23 +98,41 @@ def build_potential(
         "readout_hidden": model.readout_hidden,
         "scale": statistics.force_rms,
         "generator": generator,
-        "energy_noise": model.energy_noise,
     }
-    if loss.kind == "evidential":
-        coupling = loss.evidence.coupling
-        potential: Potential = EvidentialPotential(
-            form=model.covariance, coupling=coupling, **shape
-        )
-    elif loss.kind == "eip":
-        potential = ComponentPotential(**shape)
+    potential: Potential
+    if loss.kind in EVIDENTIAL_LOSSES:
+        n_species = len(statistics.atomic_numbers)
+        head = _head(model, loss, irreps, channels, n_species, generator)
+        potential = EvidentialPotential(head, **shape)
     else:
-        covariance = model.covariance if loss.kind == "nll_jef" else "none"
-        has_energy_noise = loss.kind != "mse"
-        potential = Potential(has_energy_noise=has_energy_noise, covariance=covariance, **shape)
+        potential = Potential(noise=noise, **shape)
     if statistics.mean_energies:
         start = torch.tensor(statistics.mean_energies, dtype=torch.float64) / statistics.force_rms
         potential.bias.data[:, 0] = start
     return potential.to(dtype)
+
+
+def _noise(model: ModelConfig, loss: LossConfig) -> NoiseHeads:
+    """Heads of that noise alone which the loss trains."""
+    energy = ENERGY_NOISE[model.energy_noise]() if loss.kind in ("nll_e", "nll_jef") else None
+    has_forces = loss.kind == "nll_jef" and model.covariance != "none"
+    return NoiseHeads(energy, FORCE_NOISE[model.covariance]() if has_forces else None)
+
+
+def _head(
+    model: ModelConfig,
+    loss: LossConfig,
+    irreps: list[list[Irrep]],
+    channels: int,
+    n_species: int,
+    generator: torch.Generator,
+) -> Callable[[], nn.Module]:
+    """What makes the head of an evidential potential."""
+    if loss.kind == "eip":
+        return partial(ComponentHead, irreps, channels, generator)
+    kind = InvariantHead if model.covariance == "invariant" else EvidentialHead
+    anisotropic, coupling = model.covariance == "spd", loss.evidence.coupling
+    return partial(kind, irreps, channels, n_species, anisotropic, coupling, generator)
 
 
 def _irreps(model: ModelConfig, has_2e_noise: bool) -> tuple[list[list[Irrep]], int]:
@@ -120,7 +153,7 @@ def _layers(
     generator: torch.Generator,
 ) -> list[MessageLayer]:
     inputs = [[Irrep(0, 1)], *irreps[:-1]]
-    layer = RaceLayer if model.backbone == "race" else RacePlusLayer
+    layer = LAYERS[model.backbone]
     return [
         layer(
             irreps_in,

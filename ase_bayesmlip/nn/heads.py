@@ -13,9 +13,6 @@ from ase_bayesmlip.nn.angular import Irrep, component_slices
 from ase_bayesmlip.nn.exponential import damp_tensor, exp_symmetric, linear_tanh
 from ase_bayesmlip.nn.radial import DenseNetwork
 
-# Number of scalars that each form of the force covariance needs beside the energy's two.
-COVARIANCE_SCALARS = {"spd": 1, "iso": 1, "cholesky": 6, "none": 0}
-
 
 class LayerReadout(nn.Module):
     """Scalars by a one-hidden-layer network of the 0e channels, a 2e tensor by a linear map.
@@ -77,47 +74,38 @@ def spd_covariance(log_scale: Tensor, tensor: Tensor) -> Tensor:
     return exp_symmetric(linear_tanh(log_scale), damp_tensor(tensor))
 
 
-def cholesky_covariance(q: Tensor) -> Tensor:
-    """The published form from six invariants: Σ = L Lᵀ, L built from (xx, yy, zz, yz, xz, xy).
-
-    It does not rotate with the structure, Σ(QR) = Σ(R): kept to reproduce and to compare.
-
-    Parameters
-    ----------
-    q : Tensor, (n, 6)
-
-    Returns
-    -------
-    Tensor, (n, 3, 3)
-    """
-    zero = torch.zeros_like(q[:, 0])
-    diagonal = torch.exp(q[:, :3])
-    xx, yy, zz = diagonal[:, 0], diagonal[:, 1], diagonal[:, 2]
-    rows = [xx, zero, zero, q[:, 5], yy, zero, q[:, 4], q[:, 3], zz]
-    factor = torch.stack(rows, dim=1).view(-1, 3, 3)
-    return torch.bmm(factor, factor.transpose(1, 2))
-
-
 def energy_variance(raw: Tensor, scale: Tensor) -> Tensor:
     """Raw log-variance to eV², in units of `scale`."""
     return scale * torch.exp(linear_tanh(raw))
 
 
-def force_covariance(kind: str, raw: Tensor, tensor: Tensor, scale: Tensor) -> Tensor:
-    """Raw scalars (n, k) and tensor (n, 5) to (n, 3, 3), (eV/Å)².
+class SpdNoise(nn.Module):
+    """Covariances exp(s + T) of forces, from a scalar and the 2e tensor."""
 
-    Parameters
-    ----------
-    kind : "spd", "cholesky" or "iso"
-    scale : Tensor, () or (n, 1, 1), (eV/Å)²
-    """
-    if kind == "spd":
+    n_scalars, has_tensor = 1, True
+
+    def forward(self, raw: Tensor, tensor: Tensor, scale: Tensor) -> Tensor:
+        """Raw scalars (n, 1), tensor (n, 5) and scale, () or (n, 1, 1), to (n, 3, 3), (eV/Å)²."""
         return scale * spd_covariance(raw[:, 0], tensor)
-    identity = torch.eye(3, dtype=raw.dtype, device=raw.device)
-    if kind == "cholesky":
-        # The published floor, 1e-3 (eV/Å)²; the other forms have none.
-        return scale * cholesky_covariance(raw) + 1e-3 * identity
-    return scale * torch.exp(linear_tanh(raw[:, 0])).view(-1, 1, 1) * identity
+
+
+class IsoNoise(nn.Module):
+    """Covariances σ² 1 of forces, from a scalar."""
+
+    n_scalars, has_tensor = 1, False
+
+    def forward(self, raw: Tensor, tensor: Tensor, scale: Tensor) -> Tensor:  # noqa: ARG002
+        """As `SpdNoise`; the tensor is not read."""
+        identity = torch.eye(3, dtype=raw.dtype, device=raw.device)
+        return scale * torch.exp(linear_tanh(raw[:, 0])).view(-1, 1, 1) * identity
+
+
+class EnergyNoise(nn.Module):
+    """Variances of atoms, which sum to that of their structure."""
+
+    def forward(self, raw: Tensor, scale: Tensor, batch: Tensor, n_graphs: int) -> Tensor:  # noqa: ARG002
+        """Raw log-variance (n,) and scale, () or (n,), to (n,) eV²."""
+        return energy_variance(raw, scale)
 
 
 class NoiseHeads(nn.Module):
@@ -128,15 +116,18 @@ class NoiseHeads(nn.Module):
 
     Parameters
     ----------
-    covariance : "spd", "cholesky", "iso" or "none"
+    energy : module like `EnergyNoise`, or None where no noise of energies is trained
+    forces : module like `SpdNoise`, or None
     """
 
     energy_scale: Tensor
     force_scale: Tensor
 
-    def __init__(self, covariance: str) -> None:
+    def __init__(self, energy: nn.Module | None = None, forces: nn.Module | None = None) -> None:
         super().__init__()
-        self.covariance = covariance
+        self.energy, self.forces = energy, forces
+        self.n_scalars = int(energy is not None) + getattr(forces, "n_scalars", 0)
+        self.has_tensor = getattr(forces, "has_tensor", False)
         self.register_buffer("energy_scale", torch.ones(()))
         self.register_buffer("force_scale", torch.ones(()))
 
@@ -153,10 +144,35 @@ class NoiseHeads(nn.Module):
         self.energy_scale.fill_(energy_variance)
         self.force_scale.fill_(force_variance)
 
-    def energy_variance(self, raw: Tensor) -> Tensor:
-        """(n,) raw log-variance to (n,) eV²."""
-        return energy_variance(raw, self.energy_scale)
+    def forward(
+        self, raw: Tensor, tensor: Tensor, batch: Tensor, n_graphs: int
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Variances of atoms, (n,), eV², and covariances of forces, (n, 3, 3), (eV/Å)².
 
-    def force_covariance(self, raw: Tensor, tensor: Tensor) -> Tensor:
-        """(n, k) raw scalars and (n, 5) tensor to (n, 3, 3), (eV/Å)²."""
-        return force_covariance(self.covariance, raw, tensor, self.force_scale)
+        Parameters
+        ----------
+        raw : Tensor, (n, n_scalars)
+        tensor : Tensor, (n, 5) or (n, 0)
+        batch : Tensor, (n,)
+            Structure of each atom.
+        """
+        return self.with_scales(raw, tensor, self.energy_scale, self.force_scale, batch, n_graphs)
+
+    def with_scales(
+        self,
+        raw: Tensor,
+        tensor: Tensor,
+        energy_scale: Tensor,
+        force_scale: Tensor,
+        batch: Tensor,
+        n_graphs: int,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The same with other scales, which may differ from atom to atom."""
+        variance: Tensor | None = None
+        covariance: Tensor | None = None
+        if self.energy is not None:
+            variance = self.energy(raw[:, 0], energy_scale, batch, n_graphs)
+            raw = raw[:, 1:]
+        if self.forces is not None:
+            covariance = self.forces(raw, tensor, force_scale)
+        return variance, covariance

@@ -37,14 +37,14 @@ class LastLayerPotential(nn.Module):
         super().__init__()
         self.potential = potential
         self.has_energy_noise = potential.has_energy_noise
-        self.covariance = potential.covariance
+        self.has_force_noise = potential.has_force_noise
         self.numbers_per_edge = potential.numbers_per_edge
         self.register_buffer("factor", factor)
         self.register_buffer("deviations", draws)
 
-    def forward(self, graph: AtomicGraph, matrices: bool = True) -> MemberOutput:
+    def forward(self, graph: AtomicGraph, lazy: bool = False) -> MemberOutput:
         """Output of the potential, with `directions` and `draws`."""
-        return self.output(self.strata(graph), graph, matrices)
+        return self.output(self.strata(graph), graph, lazy)
 
     def strata(self, graph: AtomicGraph, parts: list[Part] | None = None) -> Strata:
         """Those of the potential."""
@@ -54,7 +54,7 @@ class LastLayerPotential(nn.Module):
         self,
         strata: Strata,
         graph: AtomicGraph,
-        matrices: bool = True,  # noqa: ARG002 (those of a law are noise here, always wanted)
+        lazy: bool = False,  # noqa: ARG002 (matrices of a law are noise here, always wanted)
     ) -> MemberOutput:
         """What the strata of a graph mean."""
         output = self.potential.output(strata, graph)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ase_bayesmlip.graph import AtomicGraph, Part, edge_vectors
 from ase_bayesmlip.nn.angular import Irrep, SphericalHarmonics
 from ase_bayesmlip.nn.cut import Cut, slopes_by_density
-from ase_bayesmlip.nn.heads import COVARIANCE_SCALARS, LayerReadout, NoiseHeads
+from ase_bayesmlip.nn.heads import LayerReadout, NoiseHeads
 from ase_bayesmlip.nn.layer import MessageLayer
 from ase_bayesmlip.nn.radial import RadialBasis
 from ase_bayesmlip.prediction import MemberOutput
@@ -64,12 +64,8 @@ class Potential(nn.Module):
     cutoff : float, Å
     scale : float, eV
         Unit of the readout: the force RMS of the training set times 1 Å.
-    has_energy_noise : bool
-        Whether the energy log-variance is trained, and so reported.
-    covariance : "spd", "cholesky", "iso" or "none"
-        Form of the force covariance; "none" where it is not trained.
-    energy_noise : "sum" or "mean"
-        σ_E² = Σ_i exp(s_i), extensive, or the published exp(⟨s_i⟩), which is not.
+    noise : NoiseHeads
+        Of what is trained, and so reported.
     """
 
     scale: Tensor
@@ -88,23 +84,19 @@ class Potential(nn.Module):
         envelope_power: int,
         readout_hidden: int,
         scale: float,
-        has_energy_noise: bool,
-        covariance: str,
+        noise: NoiseHeads,
         generator: torch.Generator,
-        energy_noise: str = "sum",
     ) -> None:
         super().__init__()
-        has_tensor = covariance == "spd"
-        if has_tensor and not any(Irrep(2, 1) in item for item in irreps):
+        if noise.has_tensor and not any(Irrep(2, 1) in item for item in irreps):
             raise ValueError(
                 "covariance 'spd' is read from 2e features, but hidden_irreps has none; add 2e "
                 "(e.g. '32x0e + 32x1o + 32x2e') or choose covariance 'iso'"
             )
         self.cutoff = cutoff
-        self.has_energy_noise = has_energy_noise
-        self.covariance = covariance
-        self.energy_noise = energy_noise
-        n_scalars = 1 + int(has_energy_noise) + COVARIANCE_SCALARS[covariance]
+        self.has_energy_noise = noise.energy is not None
+        self.has_force_noise = noise.forces is not None
+        n_scalars = 1 + noise.n_scalars
         self.basis = RadialBasis(cutoff, n_radial, envelope_power)
         self.angular = SphericalHarmonics(l_max)
         self.embedding = nn.Parameter(
@@ -113,37 +105,42 @@ class Potential(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.numbers_per_edge = sum(layer.numbers_per_edge for layer in layers)
         self.readouts = nn.ModuleList(
-            LayerReadout(item, channels, readout_hidden, n_scalars, has_tensor, generator)
+            LayerReadout(item, channels, readout_hidden, n_scalars, noise.has_tensor, generator)
             for item in irreps
         )
         self.bias = nn.Parameter(torch.zeros(len(atomic_numbers), n_scalars, dtype=torch.float64))
-        self.noise = NoiseHeads(covariance)
+        self.noise = noise
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
         self.register_buffer("atomic_numbers", torch.tensor(atomic_numbers))
         lookup = torch.zeros(MAX_ATOMIC_NUMBER + 1, len(atomic_numbers))
         lookup[torch.tensor(atomic_numbers), torch.arange(len(atomic_numbers))] = 1.0
         self.register_buffer("one_hot", lookup, persistent=False)
 
-    def forward(self, graph: AtomicGraph, matrices: bool = True) -> MemberOutput:
+    def forward(self, graph: AtomicGraph, lazy: bool = False) -> MemberOutput:
         """Interaction energy of every atom and the aleatoric noise of the labels.
 
         Parameters
         ----------
         graph : AtomicGraph
-        matrices : bool
-            Whether to build covariances of forces that only an evidential potential has.
+        lazy : bool
+            Whether to leave out the covariances of forces that only evidential potentials have.
         """
-        return self.output(self.strata(graph), graph, matrices)
+        return self.output(self.strata(graph), graph, lazy)
 
     def output(
         self,
         strata: Strata,
         graph: AtomicGraph,
-        matrices: bool = True,  # noqa: ARG002 (evidential potentials read it)
+        lazy: bool = False,  # noqa: ARG002 (evidential potentials read it)
     ) -> MemberOutput:
         """What the strata of a graph mean; arguments as in `forward`."""
-        energy_var, cov = self._noise(strata.channels[:, 1:], strata.tensor, graph)
-        return MemberOutput(strata.energies.unsqueeze(0), energy_var, cov)
+        raw = strata.channels[:, 1:]
+        variance, covariance = self.noise(raw, strata.tensor, graph.batch, graph.n_graphs)
+        return MemberOutput(
+            strata.energies.unsqueeze(0),
+            None if variance is None else variance.unsqueeze(0),
+            None if covariance is None else covariance.unsqueeze(0),
+        )
 
     def strata(self, graph: AtomicGraph, parts: list[Part] | None = None) -> Strata:
         """Features of all layers and what the readouts make of them.
@@ -222,31 +219,6 @@ class Potential(nn.Module):
                     by_sources.insert(0, by_source)
         angular = (cut.harmonics * by_harmonics).sum(dim=(1, 2))
         return angular + (cut.radial * by_radial).sum(dim=(1, 2))
-
-    def _noise(
-        self, channels: Tensor, tensor: Tensor, graph: AtomicGraph
-    ) -> tuple[Tensor | None, Tensor | None]:
-        energy_var: Tensor | None = None
-        cov: Tensor | None = None
-        first = 0
-        if self.has_energy_noise:
-            raw = channels[:, 0]
-            if self.energy_noise == "mean":
-                variance = self._shared_variance(raw, graph)
-            else:
-                variance = self.noise.energy_variance(raw)
-            energy_var = variance.unsqueeze(0)
-            first = 1
-        if self.covariance != "none":
-            cov = self.noise.force_covariance(channels[:, first:], tensor).unsqueeze(0)
-        return energy_var, cov
-
-    def _shared_variance(self, raw: Tensor, graph: AtomicGraph) -> Tensor:
-        """exp(⟨s_i⟩) of each structure, in equal shares for its atoms: (n_atoms,), eV²."""
-        zeros = torch.zeros(graph.n_graphs, dtype=raw.dtype, device=raw.device)
-        count = zeros.index_add(0, graph.batch, torch.ones_like(raw))
-        mean = zeros.index_add(0, graph.batch, raw) / count
-        return (self.noise.energy_variance(mean) / count).index_select(0, graph.batch)
 
 
 def readout_weights(potential: Potential) -> Tensor:

@@ -154,7 +154,7 @@ class Curvature:
             curvatures,
             [total.energy_chi2, total.forces_chi2],
             [total.n_energies, total.n_forces],
-            [not potential.has_energy_noise, potential.covariance == "none"],
+            [not potential.has_energy_noise, not potential.has_force_noise],
             self.mean,
         )
         prior = found.prior

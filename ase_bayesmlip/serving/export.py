@@ -13,7 +13,7 @@ from ase.data import chemical_symbols
 from ase_bayesmlip._version import __version__
 from ase_bayesmlip.card import ModelCard
 from ase_bayesmlip.config import Config, to_dict
-from ase_bayesmlip.nn.evidential.potential import ComponentPotential, EvidentialPotential
+from ase_bayesmlip.nn.evidential.potential import EvidentialPotential
 from ase_bayesmlip.nn.last_layer import LastLayerPotential
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.serving.archive import quiet_torchscript, write_served
@@ -70,7 +70,7 @@ def _card(
 ) -> ModelCard:
     first = members[0]
     n_draws = first.deviations.shape[1] if isinstance(first, LastLayerPotential) else 0
-    evidential = isinstance(first, EvidentialPotential | ComponentPotential)
+    evidential = isinstance(first, EvidentialPotential)
     statistics = record["statistics"]
     symbols = [chemical_symbols[z] for z in statistics["atomic_numbers"]]
     return ModelCard(
@@ -87,7 +87,7 @@ def _card(
         has_epistemic=len(members) > 1 or n_draws > 0 or evidential,
         evidential=evidential,
         has_aleatoric_energy=first.has_energy_noise,
-        has_aleatoric_forces=first.covariance != "none",
+        has_aleatoric_forces=first.has_force_noise,
         n_parameters=sum(parameter.numel() for parameter in first.parameters()),
         training={k: value for k, value in record.items() if k not in ("statistics", "probe")},
         config=_without_paths(to_dict(config)),

@@ -66,7 +66,7 @@ class ServedModel(nn.Module):
             Whether to compute stress; structures without a volume get zero.
         members : bool
             Whether to return each sample's energies, forces and stress.
-        force_spread : bool
+        force_spread : bool, the opposite of `lazy` elsewhere: files know it so
             Whether to compute the epistemic covariance of forces and stress where that takes
             derivatives of its own (`MemberOutput.draws`), and the matrices of evidential laws;
             elsewhere it is always there.
@@ -84,7 +84,7 @@ class ServedModel(nn.Module):
             leaf, positions, strain = with_derivative_inputs(graph, stress)
             leaves = [positions, strain] if stress else [positions]
             strata = member.strata(leaf, parts)  # type: ignore[operator]
-            output = member.output(strata, leaf, force_spread)  # type: ignore[operator]
+            output = member.output(strata, leaf, not force_spread)  # type: ignore[operator]
             wanted, draws = output.atomic_energies, output.draws
             if draws is not None and force_spread:
                 wanted = torch.cat([wanted, draws])

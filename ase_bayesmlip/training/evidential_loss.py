@@ -1,13 +1,11 @@
-"""Likelihoods of evidential potentials: e²IP and, as a baseline, eIP.
+"""Likelihood of e²IP.
 
-Of e²IP, per structure of n atoms and with weights w,
+Per structure of n atoms and with weights w,
 
     (1/n) { w_E g_E NLL_E + w_F Σ_i [g_i NLL_i + λ (ν_i + κ_i) |r_i|²/σ_F²] },
 
 NLL_i the Student-t of a force and NLL_E that of the energy. The weights g = σ^(2β), held constant,
 are those of β-NLL with the total variances (arXiv 2203.09168), in units of the training force RMS.
-Of eIP, per force component, NLL + λ ρ_q(r) (2ν + α + 1/β), and w_E |ΔE|/√n (see
-`nn.evidential.components`).
 """
 
 from __future__ import annotations
@@ -18,11 +16,6 @@ from torch import Tensor
 from ase_bayesmlip.config.loss import EvidenceConfig, LossConfig
 from ase_bayesmlip.graph import AtomicGraph
 from ase_bayesmlip.nn.derivatives import sum_by_graph
-from ase_bayesmlip.nn.evidential.components import (
-    ComponentEvidence,
-    eip_nll,
-    eip_regulariser,
-)
 from ase_bayesmlip.nn.evidential.energies import energy_student_t_nll, evidential_energy
 from ase_bayesmlip.nn.evidential.head import Evidence
 from ase_bayesmlip.nn.evidential.law import (
@@ -34,8 +27,8 @@ from ase_bayesmlip.nn.evidential.law import (
 from ase_bayesmlip.training.data import Labels
 from ase_bayesmlip.training.outputs import Outputs
 
-# λ of mode "paper" in (eV/Å)⁻², and of eIP in units of σ_F.
-PAPER_WEIGHT, EIP_WEIGHT = 0.1, 0.1
+# λ of mode "paper" in (eV/Å)⁻².
+PAPER_WEIGHT = 0.1
 
 
 def evidential_loss(
@@ -44,8 +37,6 @@ def evidential_loss(
     """Loss of a batch without stress, a scalar in float64; arguments as for `loss.loss`."""
     residual = labels.forces - outputs.forces
     evidence = outputs.evidence
-    if isinstance(evidence, ComponentEvidence):
-        return _component_loss(config, evidence, outputs, residual, labels, unit)
     assert isinstance(evidence, Evidence)  # the potential was built for this loss
     forces = student_t_nll(residual, evidence.niw, evidence.unit_squared)
     variance = total_deviation(evidence.niw, evidence.unit_squared) ** 2
@@ -76,23 +67,6 @@ def penalty_weight(config: EvidenceConfig, unit_squared: float) -> float:
     if config.weight is not None:
         return config.weight
     return PAPER_WEIGHT * unit_squared if config.mode == "paper" else 0.0
-
-
-def _component_loss(
-    config: LossConfig,
-    evidence: ComponentEvidence,
-    outputs: Outputs,
-    residual: Tensor,
-    labels: Labels,
-    unit: float,
-) -> Tensor:
-    quantile, weight = config.evidence.quantile, config.evidence.weight
-    scaled = residual / torch.sqrt(evidence.unit_squared)
-    cost = eip_nll(scaled, evidence.nig, quantile) + (
-        EIP_WEIGHT if weight is None else weight
-    ) * eip_regulariser(scaled, evidence.nig, quantile)
-    energy = (outputs.energy - labels.energy).abs() / (unit * labels.n_atoms.sqrt())
-    return config.forces_weight * cost.sum(dim=1).mean() + config.energy_weight * energy.mean()
 
 
 def saturated(evidence: Evidence) -> Tensor:

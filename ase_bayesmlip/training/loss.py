@@ -20,13 +20,16 @@ import torch
 from torch import Tensor
 
 from ase_bayesmlip.config import LossConfig
-from ase_bayesmlip.config.loss import EVIDENTIAL_LOSSES
 from ase_bayesmlip.graph import AtomicGraph
 from ase_bayesmlip.nn.derivatives import sum_by_graph
 from ase_bayesmlip.statistics import gaussian_nll, multivariate_nll
+from ase_bayesmlip.training.component_loss import component_loss
 from ase_bayesmlip.training.data import Labels
 from ase_bayesmlip.training.evidential_loss import evidential_loss
 from ase_bayesmlip.training.outputs import Outputs
+
+# Of whole laws, in the place of a term of energies and one of forces.
+LAW_LOSSES = {"evidential": evidential_loss, "eip": component_loss}
 
 
 def loss(
@@ -43,8 +46,8 @@ def loss(
     """
     residual = (labels.energy - outputs.energy) / unit
     force_residual = (labels.forces - outputs.forces) / unit
-    if kind in EVIDENTIAL_LOSSES:
-        value = evidential_loss(config, outputs, labels, graph, unit)
+    if kind in LAW_LOSSES:
+        value = LAW_LOSSES[kind](config, outputs, labels, graph, unit)
     else:
         value = config.energy_weight * _energy_term(kind, config, outputs, labels, residual, unit)
         value = value + config.forces_weight * _force_term(

@@ -15,7 +15,7 @@ from ase_bayesmlip.nn.derivatives import (
 )
 from ase_bayesmlip.nn.evidential.components import ComponentEvidence
 from ase_bayesmlip.nn.evidential.head import Evidence
-from ase_bayesmlip.nn.evidential.potential import ComponentPotential, EvidentialPotential
+from ase_bayesmlip.nn.evidential.potential import EvidentialPotential
 from ase_bayesmlip.nn.last_layer import all_as_noise
 from ase_bayesmlip.prediction import MemberOutput
 
@@ -47,7 +47,7 @@ def evaluate(potential: nn.Module, graph: AtomicGraph, stress: bool, create_grap
     """Energy, forces, stress and noise of a batch; `create_graph` for a loss on forces."""
     leaf, positions, strain = with_derivative_inputs(graph, stress)
     leaves = [positions, strain] if stress else [positions]
-    if not isinstance(potential, EvidentialPotential | ComponentPotential):
+    if not isinstance(potential, EvidentialPotential):
         return outputs_of(potential(leaf), leaves, graph, create_graph)
     output, evidence = potential.with_evidence(leaf)
     outputs = outputs_of(output, leaves, graph, create_graph)

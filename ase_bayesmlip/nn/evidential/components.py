@@ -133,6 +133,8 @@ class ComponentHead(nn.Module):
         If no layer has vectors.
     """
 
+    has_energy_noise = False
+
     def __init__(
         self, irreps: list[list[Irrep]], channels: int, generator: torch.Generator
     ) -> None:
@@ -161,13 +163,13 @@ class ComponentHead(nn.Module):
         raw = self.last(functional.softplus(hidden) - math.log(2.0)) + self.bias
         return ComponentEvidence(eip_parameters(raw), force_scale)
 
-    def output(self, energies: Tensor, evidence: ComponentEvidence, matrices: bool) -> MemberOutput:
+    def output(self, energies: Tensor, evidence: ComponentEvidence, lazy: bool) -> MemberOutput:
         """Moments of the laws, as `EvidentialHead.output`; energies have none."""
         nig, unit = evidence.nig, evidence.unit_squared
         epistemic = unit * eip_epistemic_variance(nig)
         noise: Tensor | None = None
         covariance: Tensor | None = None
-        if matrices:
+        if not lazy:
             noise = torch.diag_embed(unit * eip_aleatoric_variance(nig)).unsqueeze(0)
             covariance = torch.diag_embed(epistemic).unsqueeze(0)
         return MemberOutput(

@@ -70,30 +70,31 @@ class EvidentialHead(nn.Module):
     irreps : list of list of Irrep
         Of the features after each layer.
     channels, n_species : int
-    form : "spd", "iso" or "invariant"
-        Anisotropic part from features that rotate, none, or from five invariants, which is not
-        equivariant.
+    anisotropic : bool
+        Whether covariances have a part from features that rotate.
     coupling : float
         See `niw_parameters`.
 
     Raises
     ------
     ValueError
-        If `form` is "spd" and no features rotate.
+        If `anisotropic` and no features rotate.
     """
+
+    has_energy_noise = True
+    n_tensor_scalars = 0
 
     def __init__(
         self,
         irreps: list[list[Irrep]],
         channels: int,
         n_species: int,
-        form: str,
+        anisotropic: bool,
         coupling: float,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
         self.coupling = coupling
-        self.n_tensor_scalars = 5 if form == "invariant" else 0
         n_raw = N_RAW + self.n_tensor_scalars
         self.invariant_starts = starts_of(irreps, Irrep(0, 1))
         self.network = DenseNetwork([channels * len(irreps), HIDDEN, n_raw], generator)
@@ -103,7 +104,7 @@ class EvidentialHead(nn.Module):
         bias[:N_RAW] = torch.tensor(_initial_bias(coupling), dtype=torch.float64)
         self.bias = nn.Parameter(bias.repeat(n_species, 1))
         irrep = directed_irrep(irreps)
-        if form == "spd" and irrep is None:
+        if anisotropic and irrep is None:
             raise ValueError(
                 "covariance 'spd' of an evidential potential is read from vectors or 2e features, "
                 "but no layer has any that the energy reads; add 1o to hidden_irreps and use two "
@@ -113,7 +114,7 @@ class EvidentialHead(nn.Module):
         self.directed_starts = [-1] * len(irreps) if irrep is None else starts_of(irreps, irrep)
         n_directed = channels * sum(start >= 0 for start in self.directed_starts)
         self.source: nn.Module = NoTensor()
-        if form == "spd":
+        if anisotropic:
             kind = TensorMix if self.n_components == 5 else VectorProductTensor
             self.source = kind(n_directed, RANK, generator, size=0.0)
         gates = torch.randn(HIDDEN, RANK, generator=generator, dtype=torch.float64)
@@ -133,11 +134,7 @@ class EvidentialHead(nn.Module):
         """
         raw, hidden = self.network.with_basis(joined(features, self.invariant_starts, 1)[:, 0])
         raw = raw + species @ self.bias
-        if self.n_tensor_scalars > 0:
-            tensor = raw[:, 5:]
-        else:
-            directed = joined(features, self.directed_starts, self.n_components)
-            tensor = self.source(directed, torch.sigmoid(hidden @ self.gates))
+        tensor = self.tensor(raw, hidden, features)
         return Evidence(
             niw_parameters(raw[:, :3], tensor, self.coupling),
             force_scale,
@@ -145,21 +142,26 @@ class EvidentialHead(nn.Module):
             torch.sqrt(energy_scale) * functional.softplus(raw[:, 4]),
         )
 
-    def output(self, energies: Tensor, evidence: Evidence, matrices: bool) -> MemberOutput:
+    def tensor(self, raw: Tensor, hidden: Tensor, features: list[Tensor]) -> Tensor:  # noqa: ARG002
+        """2e components of the logarithm of the scale, (n, 5) or (n, 0)."""
+        directed = joined(features, self.directed_starts, self.n_components)
+        return self.source(directed, torch.sigmoid(hidden @ self.gates))  # type: ignore[no-any-return]
+
+    def output(self, energies: Tensor, evidence: Evidence, lazy: bool) -> MemberOutput:
         """Moments of the laws: aleatoric and epistemic parts of energies and forces.
 
         Parameters
         ----------
         energies : Tensor, (n,), eV
-        matrices : bool
-            Whether to build the covariances of the forces; the epistemic trace needs none.
+        lazy : bool
+            Whether to leave out the covariances of the forces; the epistemic trace needs none.
         """
         niw = evidence.niw
         energy_noise = niw.dof / (niw.dof - 2.0) * evidence.energy_scale
         deviation = epistemic_deviation(niw, evidence.unit_squared)
         noise: Tensor | None = None
         epistemic: Tensor | None = None
-        if matrices:
+        if not lazy:
             covariance = aleatoric_covariance(niw, evidence.unit_squared)
             noise = covariance.unsqueeze(0)
             epistemic = (covariance / niw.evidence.view(-1, 1, 1)).unsqueeze(0)

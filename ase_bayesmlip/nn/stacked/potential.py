@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ase_bayesmlip.nn.angular import Irrep
-from ase_bayesmlip.nn.evidential.potential import ComponentPotential, EvidentialPotential
-from ase_bayesmlip.nn.heads import energy_variance, force_covariance
+from ase_bayesmlip.nn.evidential.potential import EvidentialPotential
+from ase_bayesmlip.nn.heads import NoiseHeads
 from ase_bayesmlip.nn.potential import Potential, readout_weights
 from ase_bayesmlip.nn.race_plus import RacePlusLayer
 from ase_bayesmlip.nn.stacked.blocks import (
@@ -119,7 +119,7 @@ class Record(NamedTuple):
 class StackedHeads(nn.Module):
     """Heads of evidential potentials, each by itself: they are small."""
 
-    def __init__(self, members: Sequence[EvidentialPotential | ComponentPotential]) -> None:
+    def __init__(self, members: Sequence[EvidentialPotential]) -> None:
         super().__init__()
         self.heads = nn.ModuleList(member.head for member in members)
         self.register_buffer("force_scale", stack([m.noise.force_scale for m in members]))
@@ -132,7 +132,7 @@ class StackedHeads(nn.Module):
         outputs = []
         for k, head in enumerate(self.heads):
             law = head([x[k] for x in joined], species, force_scale[k], energy_scale[k])
-            outputs.append(head.output(energies[k], law, True))  # type: ignore[operator]
+            outputs.append(head.output(energies[k], law, False))  # type: ignore[operator]
         known = {
             name: torch.cat([getattr(output, name) for output in outputs])
             for name, value in outputs[0]._asdict().items()
@@ -162,11 +162,10 @@ class StackedPotential(nn.Module):
     def __init__(self, members: Sequence[Potential], table_tolerance: float = 1e-6) -> None:
         super().__init__()
         first = members[0]
-        with_head = [m for m in members if isinstance(m, EvidentialPotential | ComponentPotential)]
+        with_head = [m for m in members if isinstance(m, EvidentialPotential)]
         self.heads = StackedHeads(with_head) if with_head else None
         self.cutoff = first.cutoff
-        self.has_energy_noise, self.covariance = first.has_energy_noise, first.covariance
-        self.energy_noise = first.energy_noise
+        self.noise = NoiseHeads(first.noise.energy, first.noise.forces)
         self.layers = nn.ModuleList(
             StackedLayer(members, index, table_tolerance) for index in range(len(first.layers))
         )
@@ -247,17 +246,10 @@ class StackedPotential(nn.Module):
         basis_of_energy = scale.unsqueeze(2) * torch.cat(basis, dim=2)
         if self.heads is not None:
             return self.heads(energies, kept, species), basis_of_energy, record
-        channels = (total / len(self.layers) + bias)[..., 1:]
-        variance, covariance = None, None
-        if self.has_energy_noise:
-            variance = self._energy_variance(channels[..., 0], batch, n_graphs)
-            channels = channels[..., 1:]
-        if self.covariance != "none":
-            none = channels.new_zeros((*channels.shape[:2], 0))
-            mean = torch.stack(tensors).mean(dim=0) if tensors else none
-            covariance = self._force_covariance(channels, mean)
-        output = MemberOutput(energies, variance, covariance)
-        return output, basis_of_energy, record
+        raw = (total / len(self.layers) + bias)[..., 1:]
+        tensor = torch.stack(tensors).mean(dim=0) if tensors else raw[..., :0]
+        noise = self._noise(raw, tensor, batch, n_graphs)
+        return MemberOutput(energies, *noise), basis_of_energy, record
 
     def gradients(
         self, combinations: Tensor, record: Record, species: Tensor, around: Surroundings
@@ -291,19 +283,22 @@ class StackedPotential(nn.Module):
             by_vectors.append(found)
         return torch.stack(by_vectors).sum(dim=0)
 
-    def _energy_variance(self, raw: Tensor, batch: Tensor, n_graphs: int) -> Tensor:
-        scale = self.get_buffer("energy_scale").unsqueeze(1)
-        if self.energy_noise == "sum":
-            return energy_variance(raw, scale)
-        zeros = raw.new_zeros((raw.shape[0], n_graphs))
-        count = zeros[0].index_add(0, batch, torch.ones_like(raw[0]))
-        mean = zeros.index_add(1, batch, raw) / count
-        return (energy_variance(mean, scale) / count).index_select(1, batch)
-
-    def _force_covariance(self, raw: Tensor, tensor: Tensor) -> Tensor:
+    def _noise(
+        self, raw: Tensor, tensor: Tensor, batch: Tensor, n_graphs: int
+    ) -> list[Tensor | None]:
+        """That of all members, whose atoms are those of one large batch."""
         members, n_atoms, _ = raw.shape
-        scale = self.get_buffer("force_scale").repeat_interleave(n_atoms).view(-1, 1, 1)
-        covariance = force_covariance(
-            self.covariance, raw.flatten(0, 1), tensor.flatten(0, 1), scale
+        energy_scale, force_scale = (
+            self.get_buffer(name).repeat_interleave(n_atoms)
+            for name in ("energy_scale", "force_scale")
         )
-        return covariance.view(members, n_atoms, 3, 3)
+        first = n_graphs * torch.arange(members, device=batch.device)
+        found = self.noise.with_scales(
+            raw.flatten(0, 1),
+            tensor.flatten(0, 1),
+            energy_scale,
+            force_scale.view(-1, 1, 1),
+            (batch + first.unsqueeze(1)).flatten(),
+            members * n_graphs,
+        )
+        return [None if x is None else x.view(members, n_atoms, *x.shape[1:]) for x in found]

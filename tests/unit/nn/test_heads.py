@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,15 +9,19 @@ from hypothesis import strategies as st
 from noise import wake_readout
 
 from ase_bayesmlip.nn.angular import Irrep
+from ase_bayesmlip.nn.build import FORCE_NOISE
 from ase_bayesmlip.nn.exponential import linear_tanh, traceless_symmetric
 from ase_bayesmlip.nn.heads import (
+    EnergyNoise,
+    IsoNoise,
     LayerReadout,
     NoiseHeads,
-    cholesky_covariance,
+    SpdNoise,
     spd_covariance,
 )
 
-RAW_SCALARS = {"spd": 1, "iso": 1, "cholesky": 6}
+# Of two atoms of one structure.
+BATCH = torch.zeros(2, dtype=torch.int64)
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -60,44 +63,44 @@ def test_spd_covariance_is_positive_semidefinite_in_single_precision():
     assert torch.isfinite(covariance).all()
 
 
-def test_cholesky_covariance_is_in_the_documented_order():
-    q = torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6]], dtype=torch.float64)
-    factor = np.array([[np.exp(0.1), 0.0, 0.0], [0.6, np.exp(0.2), 0.0], [0.5, 0.4, np.exp(0.3)]])
-    found = cholesky_covariance(q)[0]
-    np.testing.assert_allclose(found.numpy(), factor @ factor.T, rtol=1e-14)
-    np.testing.assert_allclose(torch.linalg.cholesky(found).numpy(), factor, rtol=1e-12)
-
-
-@pytest.mark.parametrize("covariance", sorted(RAW_SCALARS))
+@pytest.mark.parametrize("covariance", sorted(FORCE_NOISE))
 def test_raw_zeros_stand_for_the_scales(covariance):
-    heads = NoiseHeads(covariance).double()
+    heads = NoiseHeads(EnergyNoise(), FORCE_NOISE[covariance]()).double()
     heads.set_scales(0.3, 0.02)
-    raw = torch.zeros(2, RAW_SCALARS[covariance], dtype=torch.float64)
-    found = heads.force_covariance(raw, torch.zeros(2, 5, dtype=torch.float64))
+    raw = torch.zeros(2, heads.n_scalars, dtype=torch.float64)
+    energy, found = heads(raw, torch.zeros(2, 5, dtype=torch.float64), BATCH, 1)
     floor = 1e-3 if covariance == "cholesky" else 0.0
     expected = (0.02 + floor) * torch.eye(3, dtype=torch.float64).expand(2, 3, 3)
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=0.0)
-    energy = heads.energy_variance(torch.zeros(2, dtype=torch.float64))
     torch.testing.assert_close(energy, torch.full((2,), 0.3, dtype=torch.float64))
 
 
 def test_isotropic_covariance_and_energy_variance_in_closed_form():
-    heads = NoiseHeads("iso").double()
+    heads = NoiseHeads(EnergyNoise(), IsoNoise()).double()
     heads.set_scales(2.0, 3.0)
-    raw = torch.tensor([[-1.0], [7.0]], dtype=torch.float64)
+    raw = torch.tensor([[-1.0, -1.0], [7.0, 7.0]], dtype=torch.float64)
     variances = [3.0 * math.exp(-1.0), 3.0 * math.exp(4.0 + math.tanh(3.0))]
     expected = torch.stack([v * torch.eye(3, dtype=torch.float64) for v in variances])
-    torch.testing.assert_close(heads.force_covariance(raw, raw[:, :0]), expected)
-    torch.testing.assert_close(
-        heads.energy_variance(raw[:, 0]), torch.tensor(variances, dtype=torch.float64) / 1.5
-    )
+    energy, found = heads(raw, raw[:, :0], BATCH, 1)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(energy, torch.tensor(variances, dtype=torch.float64) / 1.5)
 
 
-@pytest.mark.parametrize("covariance", sorted(RAW_SCALARS))
-def test_scales_are_kept_in_the_state(covariance):
-    heads = NoiseHeads(covariance)
+def test_noise_that_is_not_trained_is_not_there():
+    raw = randn(2, 1)
+    assert NoiseHeads()(raw[:, :0], raw[:, :0], BATCH, 1) == (None, None)
+    energy, covariance = NoiseHeads(EnergyNoise()).double()(raw, raw[:, :0], BATCH, 1)
+    assert covariance is None
+    torch.testing.assert_close(energy, torch.exp(raw[:, 0]))
+    energy, covariance = NoiseHeads(None, IsoNoise()).double()(raw, raw[:, :0], BATCH, 1)
+    assert energy is None
+    torch.testing.assert_close(covariance[:, 0, 0], torch.exp(raw[:, 0]))
+
+
+def test_scales_are_kept_in_the_state():
+    heads = NoiseHeads(EnergyNoise(), SpdNoise())
     heads.set_scales(0.3, 0.02)
-    other = NoiseHeads(covariance)
+    other = NoiseHeads(EnergyNoise(), SpdNoise())
     other.load_state_dict(heads.state_dict())
     assert float(other.energy_scale) == pytest.approx(0.3)
     assert float(other.force_scale) == pytest.approx(0.02)

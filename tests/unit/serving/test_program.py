@@ -12,7 +12,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from ase_bayesmlip.graph import batch_graphs, dense_edges
-from ase_bayesmlip.nn.evidential.potential import ComponentPotential, EvidentialPotential
+from ase_bayesmlip.nn.evidential.potential import EvidentialPotential
 from ase_bayesmlip.nn.stacked.operators import load_kernels
 from ase_bayesmlip.prediction import Prediction
 from ase_bayesmlip.serving.compiled import program_inputs
@@ -198,7 +198,7 @@ def as_loaded(model, program, dtype):
         return prediction if stress else prediction._replace(stress=None)
 
     first = next(iter(model.members))
-    evidential = isinstance(first, EvidentialPotential | ComponentPotential)
+    evidential = isinstance(first, EvidentialPotential)
     card = SimpleNamespace(cutoff=CUTOFF, reference_energies=references, evidential=evidential)
     return SimpleNamespace(predict=predict, card=card, dtype=dtype)
 

@@ -66,7 +66,7 @@ def test_the_shared_noise_stands_for_the_whole_energy(tmp_path):
 
 @pytest.mark.parametrize(("error", "chi2"), [(0.0, 0.0), (1e-30, 1.0)])
 def test_errors_of_nothing_leave_a_floor(error, chi2):
-    noise = NoiseHeads("spd")
+    noise = NoiseHeads()
     average = {"noise.energy_scale": torch.ones(()), "noise.force_scale": torch.ones(())}
     metrics = {"energy_mse": error, "forces_mse": error, "energy_chi2": chi2}
     set_first_scales(noise, average, lambda: metrics, 2.0)
