@@ -15,9 +15,9 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
 
-def mixture(n_samples, directions, independent, noise):
-    """Prediction of a mixture of which energies alone matter."""
-    graph = AtomicGraph(
+def graph_of_energies():
+    """Structures without edges."""
+    return AtomicGraph(
         positions=randn(N, 3),
         atomic_numbers=torch.ones(N, dtype=torch.int64),
         cell=torch.zeros(N_GRAPHS, 3, 3, dtype=torch.float64),
@@ -26,6 +26,11 @@ def mixture(n_samples, directions, independent, noise):
         batch=BATCH,
         n_graphs=N_GRAPHS,
     )
+
+
+def mixture(n_samples, directions, independent, noise):
+    """Prediction of a mixture of which energies alone matter."""
+    graph = graph_of_energies()
     means = Means(randn(n_samples, N, seed=1), randn(n_samples, N, 3, seed=2), None)
     own = None
     if directions is not None:
@@ -63,3 +68,20 @@ def test_shares_are_the_rows_of_the_covariance_of_atoms(n_samples, with_own, wit
         for part in (found.energy_var_epistemic, found.energy_var_aleatoric):
             variance = variance if part is None else variance + part[graph]
         torch.testing.assert_close(variance[0], found.energy_shares[mask].sum(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("n_samples", [1, 2])
+def test_a_mixture_of_student_t_laws_is_none(n_samples):
+    """Degrees of freedom are those of one network; those of several have no common law."""
+    graph = graph_of_energies()
+    means = Means(randn(n_samples, N), randn(n_samples, N, 3), None)
+    dof = 5.0 + randn(n_samples, N).exp()
+    trace = randn(n_samples, N, seed=1).exp()
+    own = OwnSpread(None, None, None, trace, dof, None, None, None)
+    found = mix(graph, torch.zeros(119).double(), means, own, None, None, False)
+    if n_samples == 1:
+        assert torch.equal(found.forces_dof, dof[0])
+        assert torch.equal(found.forces_trace_epistemic, trace[0])
+    else:
+        assert found.forces_dof is None
+        assert found.forces_trace_epistemic is None

@@ -75,6 +75,24 @@ def test_loss_is_that_of_scipys_laws(mode, beta):
     assert float(found) == pytest.approx(expected, rel=1e-9)
 
 
+def test_weights_of_energies_carry_no_gradient():
+    """σ^(2β) of an energy is a constant of the loss, else error bars grow to shrink the weight."""
+    config, potential, graph, labels, outputs = outputs_and_labels(kind="evidential", beta=0.5)
+    fixed = outputs._replace(energy_var=outputs.energy_var.detach())
+    trained = [p for p in potential.parameters() if p.requires_grad]
+    slopes = [
+        torch.autograd.grad(
+            loss("evidential", config.loss, given, labels, graph, UNIT),
+            trained,
+            retain_graph=True,
+            allow_unused=True,
+        )
+        for given in (outputs, fixed)
+    ]
+    for one, other in zip(*slopes, strict=True):
+        assert one is other is None or torch.equal(one, other)
+
+
 def test_eip_is_the_law_of_its_components():
     config, _, graph, labels, outputs = outputs_and_labels(
         kind="eip", evidence={"quantile": 0.4, "weight": 0.0}
