@@ -75,6 +75,7 @@ COVERED_BY = {
     "posteriors/around_members.py": "integration/test_posteriors.py",
     "posteriors/ensemble.py": "integration/test_training.py",
     "posteriors/evidential.py": "integration/test_evidential.py",
+    "posteriors/options.py": "integration/test_posteriors.py",
     "posteriors/point.py": "integration/test_training.py",
     "posteriors/stage.py": "integration/test_posterior_resume.py",
     "report/figures.py": "unit/report/test_html.py",

@@ -18,9 +18,10 @@ from tiny import (
 )
 
 from ase_bayesmlip.nn.derivatives import sum_by_graph
+from ase_bayesmlip.nn.last_layer import with_uncertain_readout
 from ase_bayesmlip.nn.potential import readout_weights, set_readout_weights
 from ase_bayesmlip.posteriors import laplace
-from ase_bayesmlip.prediction import to_voigt
+from ase_bayesmlip.prediction import MemberOutput, to_voigt
 from ase_bayesmlip.training.outputs import evaluate
 
 KINDS = ["nll_jef", "nll_e", "mse"]
@@ -215,3 +216,30 @@ def test_fewer_than_two_draws_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             laplace.draw(laplace_state(weights=weights, probes=2), 1, seeded(0))
+
+
+def test_both_parts_of_a_law_are_noise_beside_an_uncertain_readout():
+    """And what atoms have in common stays a direction, after those of the weights."""
+    n, n_weights = 4, 3
+
+    def normal(*shape, seed):
+        return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
+
+    output = MemberOutput(
+        normal(1, n, seed=0),
+        normal(1, n, seed=1).exp(),
+        normal(1, n, 3, 3, seed=2),
+        directions=normal(1, n, seed=3),
+        atomic_energies_var_epistemic=normal(1, n, seed=4).exp(),
+        forces_cov_epistemic=normal(1, n, 3, 3, seed=5),
+    )
+    basis, factor = normal(n, n_weights, seed=6), normal(n_weights, n_weights, seed=7)
+    deviations = normal(n_weights, 2, seed=8)
+    found = with_uncertain_readout(output, basis, factor, deviations)
+    expected = output.atomic_energies_var + output.atomic_energies_var_epistemic
+    assert_close(found.atomic_energies_var, expected)
+    assert_close(found.forces_cov, output.forces_cov + output.forces_cov_epistemic)
+    assert_close(found.directions, torch.cat([(basis @ factor).T, output.directions]))
+    assert_close(found.draws, (basis @ deviations).T)
+    assert found.atomic_energies_var_epistemic is None
+    assert found.forces_cov_epistemic is None
