@@ -20,7 +20,9 @@ def add_parser(commands: Any) -> None:
     """Declare the command."""
     parser = commands.add_parser("evaluate", help="errors and error bars on labelled frames")
     parser.add_argument("model", type=Path, help="served file")
-    parser.add_argument("test", help="labelled frames like those of the training, never used in it")
+    parser.add_argument(
+        "test", nargs="+", help="labelled frames like those of the training, never used in it"
+    )
     parser.add_argument("--ood", help="foreign frames; labels may be missing")
     parser.add_argument(
         "--before", type=Path, help="a file to compare with: the model before calibration"
@@ -81,6 +83,7 @@ def _evaluate(arguments: argparse.Namespace) -> Evaluation:
     from ase_bayesmlip.evaluation import Bootstrap, evaluate
     from ase_bayesmlip.structures import partly_labelled as reading
     from ase_bayesmlip.structures.overlap import distinct, seen_notes
+    from ase_bayesmlip.structures.reading import in_words
 
     # All that a user may have got wrong is read before a model is loaded and run.
     bootstrap = Bootstrap(arguments.resamples, seed=arguments.seed)
@@ -88,13 +91,14 @@ def _evaluate(arguments: argparse.Namespace) -> Evaluation:
     if arguments.before:
         read_card(arguments.before)
     # Labels have the names that they had in training, unless others are given.
-    trained = card.config.get("data", {}).get("keys", {})
-    keys = from_dict(KeysConfig, trained, f"{arguments.model}: data.keys")
+    data = card.config.get("data", {})
+    keys = from_dict(KeysConfig, data.get("keys", {}), f"{arguments.model}: data.keys")
     given = {"energy": arguments.energy_key, "forces": arguments.forces_key}
     keys = dataclasses.replace(keys, **{name: key for name, key in given.items() if key})
     notes: list[str] = []
-    test = _read(arguments.test, "test set", keys, card.atomic_numbers, notes)
-    reading.check_labels(test, arguments.test, keys)
+    units = data.get("units", "kcal/mol")
+    test = _read(arguments.test, "test set", keys, units, card.atomic_numbers, notes)
+    reading.check_labels(test, in_words(arguments.test), keys)
     notes += [f"test set: {note}" for note in seen_notes(card, test)]
     n_copies = len(test) - len(distinct(test))
     if n_copies:
@@ -104,7 +108,7 @@ def _evaluate(arguments: argparse.Namespace) -> Evaluation:
         )
     ood = None
     if arguments.ood:
-        ood = _read(arguments.ood, "OOD set", keys, card.atomic_numbers, notes)
+        ood = _read(arguments.ood, "OOD set", keys, units, card.atomic_numbers, notes)
     calculators, compared = _predict(arguments, test, ood)
     return evaluate(
         **compared,
@@ -136,12 +140,21 @@ def _predict(
 
 
 def _read(
-    path: str, what: str, keys: KeysConfig, atomic_numbers: list[int], notes: list[str]
+    paths: str | list[str],
+    what: str,
+    keys: KeysConfig,
+    units: str,
+    atomic_numbers: list[int],
+    notes: list[str],
 ) -> list[EvaluationFrame]:
     from ase_bayesmlip.structures import partly_labelled as reading
+    from ase_bayesmlip.structures.reading import data_files, in_words
 
-    frames = reading.read_evaluation_frames(path, keys)
-    frames, left_out = reading.frames_of_known_elements(frames, atomic_numbers, path)
+    frames = reading.read_evaluation_frames(paths, keys, units)
+    files = in_words(paths)
+    frames, left_out = reading.frames_of_known_elements(frames, atomic_numbers, files)
+    if len(data_files(paths)) > 1:
+        left_out = [f"{len(frames)} frames of {files}", *left_out]
     notes += [f"{what}: {note}" for note in [*left_out, *reading.label_notes(frames, keys)]]
     return frames
 
@@ -173,13 +186,14 @@ def _names(arguments: argparse.Namespace) -> dict[str, str]:
     return names
 
 
-def _short(path: str) -> str:
-    from ase_bayesmlip.structures.reading import split_slice
+def _short(paths: str | list[str]) -> str:
+    from ase_bayesmlip.structures.reading import data_files
 
-    name = split_slice(path)[0].name
+    files = data_files(paths)
+    name = files[0][0].name
     for ending in (".xz", ".gz", ".bz2", ".extxyz", ".xyz", ".npz", ".db", ".traj"):
         name = name.removesuffix(ending)
-    return name
+    return name if len(files) == 1 else f"{name} and {len(files) - 1} more"
 
 
 def _facts(calculator: Any) -> dict[str, Any]:

@@ -15,6 +15,9 @@ DEFAULT_STRESS = "REF_stress"
 class KeysConfig:
     """Names under which the labels stand in the training files.
 
+    Names of ASE, ``free_energy``, ``forces`` and ``stress``, are those of what its readers found in
+    the files of other programs. Folders of DeePMD-kit and ``.npz`` files have names of their own.
+
     Attributes
     ----------
     energy, forces : str

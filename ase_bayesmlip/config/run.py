@@ -24,8 +24,9 @@ from ase_bayesmlip.config.yaml_file import read_yaml
 class DataConfig:
     """Where the labelled frames are.
 
-    A path may carry an ASE slice and environment variables (``$DATA/train.extxyz@0:450``); several
-    files are given as a list. Relative paths are relative to the configuration file.
+    A path may hold ``*``, ``?`` and ``**``, environment variables, and an ASE slice of each of its
+    files: ``$DATA/*/vasprun.xml@::10``. Several paths are given as a list. Relative paths are
+    relative to the configuration file.
 
     Attributes
     ----------

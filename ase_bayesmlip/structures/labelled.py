@@ -10,25 +10,29 @@ import hashlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from ase import Atoms, units
 
 from ase_bayesmlip.config import KeysConfig
 from ase_bayesmlip.structures.checks import check_geometry, check_overlaps
+from ase_bayesmlip.structures.deepmd import DEEPMD_KEYS, is_deepmd, read_deepmd
 from ase_bayesmlip.structures.labels import (
+    FREE_ENERGY_GAP,
     HIGH_STRESS,
     energy_of,
     forces_of,
+    free_energy_gap,
     needed_label,
     stress_of,
 )
 from ase_bayesmlip.structures.npz import read_npz
 from ase_bayesmlip.structures.reading import (
     DataError,
+    data_files,
     is_isolated_atom,
     read_structures,
-    split_slice,
 )
 
 # Under these names, in any case and with or without underscores, cells are written elsewhere.
@@ -61,10 +65,11 @@ class LabelledFrame:
 def read_frames(
     paths: str | Sequence[str], keys: KeysConfig | None = None, npz_units: str = "kcal/mol"
 ) -> list[LabelledFrame]:
-    """Read and check labelled frames from any format ASE reads, or from ``.npz``.
+    """Read and check labelled frames from any format ASE reads, ``.npz`` or DeePMD-kit's folders.
 
-    A path may end in an ASE slice, ``train.extxyz@0:450``. Isolated atoms
-    (``config_type=IsolatedAtom``) are left out: they carry reference energies, not training data.
+    A path may hold ``*``, ``?`` and ``**``, and may end in an ASE slice of each of its files:
+    ``runs/*/vasprun.xml@::10``. Isolated atoms (``config_type=IsolatedAtom``) are left out: they
+    carry reference energies, not training data.
 
     Raises
     ------
@@ -76,28 +81,48 @@ def read_frames(
     Warns
     -----
     UserWarning
-        Once a file, if a stress is so large that its unit may be wrong.
+        Once a file, if a stress is so large that its unit may be wrong; once, if energies are not
+        those that the forces are slopes of.
     """
     keys = keys or KeysConfig()
     frames: list[LabelledFrame] = []
-    for path in [paths] if isinstance(paths, str) else paths:
-        name, index = split_slice(path)
+    gaps: list[tuple[str, float]] = []
+    for name, index in data_files(paths):
         if name.suffix == ".npz":
-            unit = ENERGY_UNITS[npz_units]
-            for source, atoms, energy, forces in read_npz(name, index):
-                clean = checked_atoms(atoms, source)
-                frames.append(LabelledFrame(clean, energy * unit, forces * unit, None, source))
+            frames += npz_frames(name, index, npz_units)
             continue
-        found = [
-            labelled_frame(atoms, keys, f"{name}#{number}")
-            for number, atoms in read_structures(name, index)
-            if not is_isolated_atom(atoms, f"{name}#{number}")
-        ]
+        structures, names = read_any(name, index, keys)
+        found = [labelled_frame(atoms, names, source) for source, atoms in structures]
+        gaps += [(source, free_energy_gap(atoms, names.energy)) for source, atoms in structures]
         warn_of_high_stress([(frame.source, frame.stress) for frame in found])
         frames += found
+    warn_of_free_energy(gaps)
     if not frames:
         raise DataError(f"no labelled frames in {paths}")
     return frames
+
+
+def npz_frames(path: Path, index: slice, npz_units: str) -> list[LabelledFrame]:
+    """The chosen frames of a ``.npz`` file, their labels in eV and eV/Å."""
+    unit = ENERGY_UNITS[npz_units]
+    return [
+        LabelledFrame(checked_atoms(atoms, source), energy * unit, forces * unit, None, source)
+        for source, atoms, energy, forces in read_npz(path, index)
+    ]
+
+
+def read_any(
+    path: Path, index: slice, keys: KeysConfig
+) -> tuple[list[tuple[str, Atoms]], KeysConfig]:
+    """``file#frame`` and structure of the chosen frames, and the names of their labels.
+
+    Without isolated atoms. The names are those given, or those that the format prescribes.
+    """
+    folder = is_deepmd(path)
+    found = read_deepmd(path, index) if folder else read_structures(path, index)
+    sources = [(f"{path}#{number}", atoms) for number, atoms in found]
+    kept = [(source, atoms) for source, atoms in sources if not is_isolated_atom(atoms, source)]
+    return kept, DEEPMD_KEYS if folder else keys
 
 
 def labelled_frame(atoms: Atoms, keys: KeysConfig, source: str) -> LabelledFrame:
@@ -154,6 +179,18 @@ def warn_of_high_stress(stresses: Sequence[tuple[str, np.ndarray | None]]) -> No
             f"{stresses[high[0]][0]}: a stress of {sizes[high[0]]:.3g} eV/Å³ is above "
             f"{HIGH_STRESS} eV/Å³ (80 GPa), as in {len(high)} of {len(stresses)} frames: is it in "
             "GPa, or a virial (data.keys.virial)?",
+            stacklevel=3,
+        )
+
+
+def warn_of_free_energy(gaps: Sequence[tuple[str, float]]) -> None:
+    """Warn of energies that differ from the free energy, eV/atom, whose slopes the forces are."""
+    source, largest = max(gaps, key=lambda gap: gap[1], default=("", 0.0))
+    if largest > FREE_ENERGY_GAP:
+        warnings.warn(
+            f"{source}: the energy differs from the free energy by {largest:.2g} eV/atom, as it "
+            "does where electronic levels are smeared; forces are slopes of the free energy: give "
+            "data.keys.energy: free_energy",
             stacklevel=3,
         )
 

@@ -23,6 +23,9 @@ MAX_FORCE, MAX_ENERGY_PER_ATOM, MAX_STRESS = 1e6, 1e7, 1e4  # eV/Å, eV, eV/Å³
 # A stress above this, eV/Å³ (80 GPa), is often one in GPa, or a virial.
 HIGH_STRESS = 0.5
 
+# An energy per atom further from the free energy than this, eV, is another one.
+FREE_ENERGY_GAP = 1e-5
+
 # Relative: programs leave more than round-off between xy and yx, but not this much.
 ASYMMETRY = 0.1
 
@@ -127,6 +130,15 @@ def _numeric(value: Any, key: str, source: str) -> np.ndarray:
 def energy_of(atoms: Atoms, value: Any, key: str, source: str) -> float:
     """The energy of a frame, eV."""
     return checked_number(value, key, source, MAX_ENERGY_PER_ATOM * len(atoms))
+
+
+def free_energy_gap(atoms: Atoms, key: str) -> float:
+    """How far a calculator's `energy`, if that is the label, is from its free energy, eV/atom."""
+    computed: Mapping[str, Any] = atoms.calc.results if atoms.calc is not None else {}
+    free = computed.get("free_energy")
+    if key != "energy" or key in atoms.info or not isinstance(free, float) or not np.isfinite(free):
+        return 0.0
+    return abs(float(computed[key]) - free) / len(atoms)
 
 
 def forces_of(atoms: Atoms, value: Any, key: str, source: str) -> np.ndarray:

@@ -19,16 +19,12 @@ from ase_bayesmlip.structures.labelled import (
     LabelledFrame,
     checked_atoms,
     labelled_frame,
-    read_frames,
+    npz_frames,
+    read_any,
     warn_of_high_stress,
 )
 from ase_bayesmlip.structures.labels import energy_of, find_label, forces_of, stress_of
-from ase_bayesmlip.structures.reading import (
-    DataError,
-    is_isolated_atom,
-    read_structures,
-    split_slice,
-)
+from ase_bayesmlip.structures.reading import DataError, data_files
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,12 +54,9 @@ class EvaluationFrame:
 
 
 def read_evaluation_frames(
-    path: str, keys: KeysConfig | None = None, npz_units: str = "kcal/mol"
+    paths: str | Sequence[str], keys: KeysConfig | None = None, npz_units: str = "kcal/mol"
 ) -> list[EvaluationFrame]:
-    """Read frames from any format ASE reads, or from ``.npz``; labels may be missing.
-
-    A path may end in an ASE slice, ``test.extxyz@::2``. Isolated atoms
-    (``config_type=IsolatedAtom``) are left out.
+    """As `labelled.read_frames`, but labels may be missing.
 
     Raises
     ------
@@ -73,17 +66,17 @@ def read_evaluation_frames(
         label is there but broken; the message names file, frame and key.
     """
     keys = keys or KeysConfig()
-    name, index = split_slice(path)
-    if name.suffix == ".npz":
-        return [_complete(frame, "") for frame in read_frames(path, keys, npz_units)]
-    frames = [
-        _frame(atoms, keys, f"{name}#{number}")
-        for number, atoms in read_structures(name, index)
-        if not is_isolated_atom(atoms, f"{name}#{number}")
-    ]
-    warn_of_high_stress([(frame.source, frame.stress) for frame in frames])
+    frames: list[EvaluationFrame] = []
+    for name, index in data_files(paths):
+        if name.suffix == ".npz":
+            frames += [_complete(frame, "") for frame in npz_frames(name, index, npz_units)]
+            continue
+        structures, names = read_any(name, index, keys)
+        found = [_frame(atoms, names, source) for source, atoms in structures]
+        warn_of_high_stress([(frame.source, frame.stress) for frame in found])
+        frames += found
     if not frames:
-        raise DataError(f"no frames in {path}: nothing can be evaluated")
+        raise DataError(f"no frames in {paths}: nothing can be evaluated")
     return frames
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from ase_bayesmlip.structures.extxyz_text import problems_of
 
 COMPRESSED = (".gz", ".bz2", ".xz")
 ISOLATED = "IsolatedAtom"
+
+# What folders hold frames in, the surest first: runs of a program, of `bayesmlip md`, collections.
+LABELLED: tuple[str, ...] = ("recalculated.extxyz", "vasprun.xml", "OUTCAR", "type.raw")
+LABELLED += tuple(f"*.{ending}" for ending in ("out", "extxyz", "xyz", "db", "traj", "npz"))
 
 
 class DataError(ValueError):
@@ -45,12 +50,55 @@ def split_slice(path: str) -> tuple[Path, slice]:
         raise DataError(f"{path}: '{text}' is no slice such as 0:450 or ::2") from error
 
 
+def data_files(paths: str | Sequence[str]) -> list[tuple[Path, slice]]:
+    """Every file that is meant, once, with its slice: as listed, matches of a pattern sorted.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a pattern such as ``runs/*/vasprun.xml`` matches nothing.
+    DataError
+    """
+    found: dict[str, tuple[Path, slice]] = {}
+    for path in [paths] if isinstance(paths, str) else paths:
+        name, index = split_slice(path)
+        names = [name]
+        if glob.has_magic(str(name)) and not name.exists():
+            # Unlike Path.glob this leaves hidden files out.
+            names = [Path(match) for match in sorted(glob.glob(str(name), recursive=True))]  # noqa: PTH207
+            if not names:
+                raise FileNotFoundError(f"no data file matches {name}; {_what_is_there(name)}")
+        found |= {f"{each}@{index}": (each, index) for each in names}
+    return list(found.values())
+
+
+def in_words(paths: str | Sequence[str]) -> str:
+    """The files in the order in which they are read; of many, their number, the first and last."""
+    names = [str(name) for name, _ in data_files(paths)]
+    if len(names) <= 3:
+        return ", ".join(names)
+    return f"{len(names)} files, {names[0]}, {names[1]}, ... {names[-1]}"
+
+
+def _what_is_there(name: Path) -> str:
+    """The part of a path that exists, with some of its content."""
+    folder = next((parent for parent in name.parents if parent.is_dir()), Path())
+    content = sorted(each.name + "/" * each.is_dir() for each in folder.iterdir())
+    more = ", ..." * (len(content) > 5)
+    return f"the folder {folder} holds {', '.join(content[:5]) or 'nothing'}{more}"
+
+
 def check_is_file(path: Path) -> None:
     """Raise `DataError` for a folder, `FileNotFoundError` for nothing at all."""
+    if (path / "run.json").is_file():
+        raise DataError(f"{path} is the folder of a training; give the frames, not the run")
     if path.is_dir():
-        raise DataError(f"{path} is a folder; give the files in it, one by one")
+        patterns = [deeper + name for name in LABELLED for deeper in ("", "*/", "*/*/")]
+        inside = next((pattern for pattern in patterns if any(path.glob(pattern))), None)
+        these = f"'{path / inside}'".replace("/type.raw", "") if inside else "the files in it"
+        raise DataError(f"{path} is a folder; give {these}")
     if not path.is_file():
-        raise FileNotFoundError(f"no data file at {path}")
+        raise FileNotFoundError(f"no data file at {path}; {_what_is_there(path)}")
 
 
 def read_structures(path: Path, index: slice) -> list[tuple[int, Atoms]]:
@@ -67,7 +115,7 @@ def read_structures(path: Path, index: slice) -> list[tuple[int, Atoms]]:
     frames: list[Atoms] = []
     try:
         with _decompressed(path) as plain:
-            kind = filetype(str(plain), guess=False)
+            kind = _format_of(plain)
             if kind == "extxyz":
                 _check_text(plain, path, index)
             # One by one, so that an error can say where it is.
@@ -82,6 +130,13 @@ def read_structures(path: Path, index: slice) -> list[tuple[int, Atoms]]:
             f"{path}: ASE cannot read it{where} ({type(error).__name__}: {error})"
         ) from error
     return list(enumerate(frames))[index]
+
+
+def _format_of(plain: Path) -> str:
+    """ASE's name of the format, which without a guess does not know its own databases."""
+    with plain.open("rb") as file:
+        database = file.read(15) == b"SQLite format 3"
+    return "db" if database else filetype(str(plain), guess=False)
 
 
 def _check_text(plain: Path, path: Path, index: slice) -> None:

@@ -8,6 +8,7 @@ from ase.data import chemical_symbols
 
 from ase_bayesmlip.config import Config
 from ase_bayesmlip.structures.labelled import read_frames
+from ase_bayesmlip.structures.reading import in_words
 from ase_bayesmlip.training.data import TrainingData
 from ase_bayesmlip.training.distributed import rank
 
@@ -44,6 +45,7 @@ def describe(config: Config, data: TrainingData) -> str:
     return (
         f"{len(data.train)} training and {len(data.valid)} validation frames; labels: {labels}; "
         f"elements: {elements}; reference energies: {_references(config)}; {_alarms(config)}{lone}"
+        f"; read from {in_words(config.data.train)}"
     )
 
 

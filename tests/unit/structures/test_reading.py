@@ -1,17 +1,27 @@
-"""Slices, frame numbers, compressed and unreadable files."""
+"""Slices, patterns, folders, frame numbers; compressed, unreadable and other programs' files."""
 
 import gzip
+import importlib.util
 import lzma
+import warnings
 from pathlib import Path
 
+import ase.io
 import numpy as np
 import pytest
+from ase.build import bulk, fcc111
+from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms
 from labelled_files import labelled, write, write_npz
 
+from ase_bayesmlip.config import KeysConfig
 from ase_bayesmlip.structures.labelled import read_frames
-from ase_bayesmlip.structures.reading import DataError, split_slice
+from ase_bayesmlip.structures.partly_labelled import read_evaluation_frames
+from ase_bayesmlip.structures.reading import DataError, data_files, in_words, split_slice
 
-DATA = Path(__file__).parents[3] / "data"
+ROOT = Path(__file__).parents[3]
+DATA = ROOT / "data"
+COMPUTED = KeysConfig("free_energy", "forces", "stress")
 
 
 @pytest.mark.parametrize(
@@ -89,3 +99,140 @@ def test_a_compressed_file_cut_short_is_an_error_that_names_it(tmp_path):
     path.write_bytes(lzma.compress((DATA / "ethanol_valid.extxyz").read_bytes())[:1000])
     with pytest.raises(DataError, match=r"frames\.extxyz\.xz: ASE cannot read it"):
         read_frames(str(path))
+
+
+def foreign_files():
+    """The writers of the tutorial on one's own data."""
+    path = ROOT / "examples" / "tutorials" / "foreign_files.py"
+    spec = importlib.util.spec_from_file_location("foreign_files", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Three folders with two frames each, and the energies by folder."""
+    for number in (2, 10, 1):
+        folder = tmp_path / "runs" / f"r{number}"
+        folder.mkdir(parents=True)
+        frames = [bulk("Cu", cubic=True), bulk("Cu", cubic=True)]
+        for k, atoms in enumerate(frames):
+            atoms.info["REF_energy"] = number + 0.5 * k
+            atoms.arrays["REF_forces"] = np.zeros((4, 3))
+        ase.io.write(folder / "frames.extxyz", frames)
+    return tmp_path / "runs"
+
+
+def energies(paths):
+    found = read_frames(paths)
+    assert [frame.energy for frame in read_evaluation_frames(paths)] == [f.energy for f in found]
+    return [frame.energy for frame in found]
+
+
+def test_patterns_are_sorted_and_sliced(runs):
+    assert energies(f"{runs}/*/frames.extxyz") == [1, 1.5, 10, 10.5, 2, 2.5]
+    assert energies(f"{runs}/r[12]/*@-1") == [1.5, 2.5]
+    assert energies(f"{runs.parent}/**/*.extxyz@0") == [1, 10, 2]
+    # A list keeps its order, and what is named twice is read once.
+    assert energies([f"{runs}/r2/*@1", f"{runs}/*/*@1"]) == [2.5, 1.5, 10.5]
+    assert energies([f"{runs}/r2/*@1", f"{runs}/r2/*@0"]) == [2.5, 2]
+    assert read_frames(f"{runs}/*/*@1:")[1].source == f"{runs}/r10/frames.extxyz#1"
+
+
+def test_a_file_may_have_the_name_of_a_pattern(runs):
+    odd = runs / "r[12].extxyz"
+    (runs / "r1" / "frames.extxyz").rename(odd)
+    assert [name for name, _ in data_files(str(odd))] == [odd]
+
+
+def test_many_files_in_words(runs):
+    assert in_words(f"{runs}/r1/*") == f"{runs}/r1/frames.extxyz"
+    for number in (3, 4):
+        (runs / f"r{number}.extxyz").touch()
+    words = in_words([f"{runs}/*/*.extxyz", f"{runs}/*.extxyz"])
+    assert words.startswith(f"5 files, {runs}/r1/frames.extxyz, {runs}/r10/")
+    assert words.endswith(f"... {runs}/r4.extxyz")
+
+
+@pytest.mark.parametrize("read", [read_frames, read_evaluation_frames])
+def test_what_matches_nothing_is_said_with_what_is_there(runs, read):
+    with pytest.raises(FileNotFoundError, match=rf"vasprun.xml; .*{runs} holds r1/, r10/"):
+        read(f"{runs}/*/vasprun.xml")
+    with pytest.raises(FileNotFoundError, match=r"no data file at .*r1 holds frames.extxyz"):
+        read(f"{runs}/r1/frame.extxyz")
+
+
+@pytest.mark.parametrize(
+    ("inside", "repair"),
+    [
+        ("vasprun.xml", "vasprun.xml'"),
+        ("a/OUTCAR", r"\*/OUTCAR'"),
+        ("a/b/job.out", r"\*/\*/\*.out'"),
+        ("a/type.raw", r"\*'$"),
+        ("recalculated.extxyz", "recalculated.extxyz'"),
+        ("nothing", "the files in it"),
+    ],
+)
+def test_a_folder_is_answered_with_what_to_give(tmp_path, inside, repair):
+    (tmp_path / inside).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / inside).touch()
+    with pytest.raises(DataError, match=f"is a folder; give .*{repair}"):
+        read_frames(str(tmp_path))
+
+
+def test_the_folder_of_a_training(tmp_path):
+    (tmp_path / "run.json").touch()
+    with pytest.raises(DataError, match="is the folder of a training; give the frames"):
+        read_frames(str(tmp_path))
+
+
+def slab():
+    """Strained, with fixed atoms, whose forces are labels as all others."""
+    atoms = fcc111("Cu", (1, 2, 3), vacuum=6)
+    del atoms.info["adsorbate_info"]
+    atoms.rattle(0.1, seed=1)
+    atoms.calc = EMT()
+    atoms.set_constraint(FixAtoms([0, 1]))
+    atoms.get_forces()
+    return atoms
+
+
+@pytest.mark.parametrize("name", ["a.traj", "a.db", "a.json", "a.extxyz"])
+def test_labels_of_a_calculator_in_the_formats_of_ase(tmp_path, name):
+    atoms = slab()
+    ase.io.write(tmp_path / name, atoms)
+    (frame,) = read_frames(str(tmp_path / name), COMPUTED)
+    assert frame.energy == pytest.approx(atoms.calc.results["energy"], abs=1e-7)
+    np.testing.assert_allclose(frame.forces, atoms.calc.results["forces"], atol=1e-7)
+    assert np.abs(frame.forces[:2]).max() > 0.1
+    stress = atoms.get_stress(voigt=False, apply_constraint=False)
+    np.testing.assert_allclose(frame.stress, stress, atol=1e-7)
+    assert frame.atoms.pbc.tolist() == [True, True, False]
+
+
+def test_vasprun_energies_that_belong_to_the_forces(tmp_path):
+    frames = ase.io.read(ROOT / "data" / "co2_train.extxyz", ":2")
+    foreign_files().write_vasprun(tmp_path / "vasprun.xml", frames, smearing=0.012)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = read_frames(str(tmp_path / "vasprun.xml"), COMPUTED)
+    for frame, atoms in zip(found, frames, strict=True):
+        assert frame.energy == pytest.approx(atoms.info["REF_energy"], abs=1e-7)
+        np.testing.assert_allclose(frame.forces, atoms.arrays["REF_forces"], atol=1e-12)
+        stress = np.reshape(atoms.info["REF_stress"], (3, 3))
+        np.testing.assert_allclose(frame.stress, stress, atol=1e-12)
+    # Twelve atoms: 0.001 eV each.
+    with pytest.warns(UserWarning, match=r"xml#\d: the energy differs .* by 0\.001 eV/atom"):
+        found = read_frames(str(tmp_path / "*.xml"), KeysConfig("energy", "forces"))
+    assert found[0].energy == pytest.approx(frames[0].info["REF_energy"] + 0.012, abs=1e-7)
+
+
+def test_orca_has_one_frame_a_file(tmp_path):
+    frames = ase.io.read(ROOT / "data" / "ethanol_train.extxyz", ":3")
+    for k, atoms in enumerate(frames):
+        foreign_files().write_orca(tmp_path / f"job{k}.out", atoms)
+    found = read_frames(str(tmp_path / "*.out"), COMPUTED)
+    for frame, atoms in zip(found, frames, strict=True):
+        assert frame.energy == pytest.approx(atoms.info["REF_energy"], abs=1e-8)
+        np.testing.assert_allclose(frame.forces, atoms.arrays["REF_forces"], atol=1e-8)
