@@ -1,114 +1,235 @@
-"""Losses of batches against sums over structures, with densities of scipy."""
+"""Losses: their minimisers in closed form, and sums over structures in plain numpy."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from scipy.stats import multivariate_normal, norm
 
 from ase_bayesmlip.config import LossConfig
-from ase_bayesmlip.graph import AtomicGraph
+from ase_bayesmlip.graph import AtomicGraph, batch_graphs
+from ase_bayesmlip.statistics import gaussian_nll, multivariate_nll
+from ase_bayesmlip.testing import graph_of
 from ase_bayesmlip.training.data import Labels
 from ase_bayesmlip.training.loss import loss, negative_log_likelihood
 from ase_bayesmlip.training.outputs import Outputs
 
-UNIT = 0.6
-N_ATOMS = (2, 5)
-WEIGHTS = {"energy_weight": 0.7, "forces_weight": 3.0, "stress_weight": 11.0}
-# A molecule, and a crystal whose cell is left-handed: its determinant is negative.
-CELLS = np.stack([np.zeros((3, 3)), [[0.0, 4.0, 0.5], [5.0, 0.0, 0.0], [0.2, 0.0, 6.0]]])
+UNIT = 1.7
 
 
-def batch():
-    """Graph, labels and outputs of a molecule without and a crystal with a stress."""
-    generator = np.random.default_rng(0)
-    n = sum(N_ATOMS)
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
-    def normal(*shape):
-        return torch.tensor(generator.normal(size=shape))
 
-    graph = AtomicGraph(
-        positions=normal(n, 3),
-        atomic_numbers=torch.ones(n, dtype=torch.int64),
-        cell=torch.tensor(CELLS),
-        edge_index=torch.zeros(2, 0, dtype=torch.int64),
-        edge_shift=torch.zeros(0, 3, dtype=torch.float64),
-        batch=torch.tensor([0] * N_ATOMS[0] + [1] * N_ATOMS[1]),
-        n_graphs=2,
+def noise_sample(n: int = 300) -> torch.Tensor:
+    """Anisotropic, correlated vectors."""
+    mixing = torch.tensor([[1.0, 0.4, 0.0], [0.0, 0.5, -0.2], [0.0, 0.0, 0.1]])
+    return randn(n, 3) @ mixing.double()
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_gaussian_likelihood_is_minimised_by_the_mean_square(beta):
+    residual = randn(300)
+    exact = (residual**2).mean()
+    variance = exact.clone().requires_grad_(True)
+    value = gaussian_nll(residual, variance.expand(300), beta).sum()
+    (slope,) = torch.autograd.grad(value, variance)
+    assert abs(float(slope)) < 1e-9
+    for factor in (0.9, 1.1):
+        other = gaussian_nll(residual, (factor * exact).expand(300)).sum()
+        assert float(other) > float(gaussian_nll(residual, exact.expand(300)).sum())
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_multivariate_likelihood_is_minimised_by_the_sample_covariance(beta):
+    residual = noise_sample()
+    exact = residual.T @ residual / len(residual)
+    covariance = exact.clone().requires_grad_(True)
+    value = multivariate_nll(residual, covariance.expand(300, 3, 3), beta).sum()
+    (slope,) = torch.autograd.grad(value, covariance)
+    assert float(slope.abs().max()) < 1e-8 * 300
+    best = float(multivariate_nll(residual, exact.expand(300, 3, 3)).sum())
+    for seed in range(10):
+        change = 0.05 * randn(3, 3, seed=seed)
+        factor = torch.linalg.cholesky(exact)
+        moved = factor @ torch.linalg.matrix_exp(change + change.T) @ factor.T
+        assert float(multivariate_nll(residual, moved.expand(300, 3, 3)).sum()) > best
+
+
+def dimers(n: int) -> AtomicGraph:
+    return batch_graphs([graph_of(Atoms("HO", [[0, 0, 0], [1.2, 0, 0]]), 3.0)] * n)
+
+
+def labels_of(energy: torch.Tensor, forces: torch.Tensor) -> Labels:
+    n = len(energy)
+    return Labels(
+        energy=energy,
+        forces=forces,
+        stress=torch.zeros(n, 3, 3, dtype=torch.float64),
+        has_stress=torch.zeros(n, dtype=torch.bool),
+        n_atoms=torch.full((n,), len(forces) / n, dtype=torch.float64),
     )
-    has_stress = torch.tensor([False, True])
-    labels = Labels(normal(2), normal(n, 3), normal(2, 3, 3), has_stress, torch.tensor(N_ATOMS))
-    root = normal(n, 3, 3)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (3.0, 50.0), (0.2, 1000.0)])
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_weights_and_beta_do_not_move_the_minimum(weights, beta):
+    """Weights multiply whole terms: the minimiser is the noise, not the noise times a weight."""
+    n = 150
+    graph = dimers(n)
+    energy, forces = 0.3 * randn(n), noise_sample(2 * n)
+    variance = (energy**2).mean().requires_grad_(True)
+    covariance = (forces.T @ forces / len(forces)).requires_grad_(True)
     outputs = Outputs(
-        energy=normal(2),
-        forces=normal(n, 3),
-        stress=normal(2, 3, 3),
-        energy_var=normal(2).exp(),
-        forces_cov=root @ root.mT,
+        energy=torch.zeros(n, dtype=torch.float64),
+        forces=torch.zeros(2 * n, 3, dtype=torch.float64),
+        stress=None,
+        energy_var=variance.expand(n),
+        forces_cov=covariance.expand(2 * n, 3, 3),
     )
-    return graph, labels, outputs
+    config = LossConfig(energy_weight=weights[0], forces_weight=weights[1], beta=beta)
+    value = loss("nll_jef", config, outputs, labels_of(energy, forces), graph, UNIT)
+    for slope in torch.autograd.grad(value, [variance, covariance]):
+        assert float(slope.abs().max()) < 1e-10 * max(weights)
 
 
-def atoms_of(graph, k):
-    return torch.eq(graph.batch, k)
-
-
-def huber(residual, delta):
-    """Twice the integral of min(r, δ) from 0 to |r|."""
-    return np.sum([r**2 if r < delta else delta**2 + 2 * delta * (r - delta) for r in residual])
-
-
-def energy_term(kind, graph, labels, outputs, k):
-    residual = float(labels.energy[k] - outputs.energy[k]) / UNIT
-    if kind == "huber":
-        return huber([abs(residual) / math.sqrt(N_ATOMS[k])], 0.3)
-    if kind == "mse":
-        return residual**2 / N_ATOMS[k]
-    density = norm.logpdf(residual, scale=math.sqrt(float(outputs.energy_var[k])) / UNIT)
-    return (-density - 0.5 * math.log(2 * math.pi)) / N_ATOMS[k]
-
-
-def force_nll(graph, labels, outputs, k, unit=UNIT):
-    atoms = atoms_of(graph, k)
-    residual = (labels.forces - outputs.forces)[atoms] / unit
-    densities = [
-        multivariate_normal.logpdf(r, cov=c)
-        for r, c in zip(
-            residual.numpy(), (outputs.forces_cov[atoms] / unit**2).numpy(), strict=True
-        )
+def example() -> tuple[Outputs, Labels, AtomicGraph, list[int]]:
+    """A molecule without stress and two crystals, one of them labelled with stress."""
+    left_handed = [[0.0, 4.0, 0.5], [3.0, 0.0, 0.0], [0.0, 0.2, 5.0]]
+    frames = [
+        Atoms("HO", [[0, 0, 0], [1.0, 0, 0]]),
+        Atoms("OHH", [[0, 0, 0], [1, 0, 0], [0, 1, 0]], cell=left_handed, pbc=True),
+        Atoms("O", cell=[[2.0, 0, 0], [0.5, 2.0, 0], [0, 0.3, 2.0]], pbc=True),
     ]
-    return -sum(densities) - 1.5 * math.log(2 * math.pi) * len(densities)
+    graph = batch_graphs([graph_of(atoms, 3.0) for atoms in frames])
+    counts = [len(atoms) for atoms in frames]
+    n, total = len(frames), sum(counts)
+    root = randn(total, 3, 3, seed=5)
+    outputs = Outputs(
+        energy=randn(n, seed=1),
+        forces=randn(total, 3, seed=2),
+        stress=0.1 * randn(n, 3, 3, seed=3),
+        energy_var=randn(n, seed=4).exp(),
+        forces_cov=root @ root.transpose(1, 2) + 0.1 * torch.eye(3, dtype=torch.float64),
+    )
+    labels = Labels(
+        energy=randn(n, seed=6),
+        forces=randn(total, 3, seed=7),
+        stress=0.1 * randn(n, 3, 3, seed=8),
+        has_stress=torch.tensor([False, True, False]),
+        n_atoms=torch.tensor(counts, dtype=torch.float64),
+    )
+    return outputs, labels, graph, counts
 
 
-def force_term(kind, graph, labels, outputs):
-    if kind == "nll_jef":
-        return np.mean([force_nll(graph, labels, outputs, k) / N_ATOMS[k] for k in range(2)])
-    residual = ((labels.forces - outputs.forces) / UNIT).numpy().ravel()
-    return huber(np.abs(residual), 0.3) / len(residual) if kind == "huber" else np.mean(residual**2)
+def reference(kind: str, config: LossConfig, with_stress: bool = True) -> float:
+    """The loss of the example in plain numpy, structure by structure."""
+    outputs, labels, graph, counts = example()
+    energy, forces, stress, variance, covariance = (field.numpy() for field in outputs[:5])
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    terms = {"energy": [], "forces": [], "stress": []}
+    for g, n in enumerate(counts):
+        atoms = slice(starts[g], starts[g + 1])
+        error = (energy[g] - labels.energy[g].item()) / UNIT
+        difference = (forces[atoms] - labels.forces[atoms].numpy()) / UNIT
+        if kind in ("nll_e", "nll_jef"):
+            s2 = variance[g] / UNIT**2
+            terms["energy"].append(0.5 * (error**2 / s2 + np.log(s2)) * s2**config.beta / n)
+        elif kind == "huber":
+            terms["energy"].append(huber(error / np.sqrt(n), config.huber_delta))
+        else:
+            terms["energy"].append(error**2 / n)
+        if kind == "nll_jef":
+            value = 0.0
+            for r, cov in zip(difference, covariance[atoms] / UNIT**2, strict=True):
+                density = 0.5 * (r @ np.linalg.solve(cov, r) + np.linalg.slogdet(cov)[1])
+                value += density * (np.trace(cov) / 3.0) ** config.beta
+            terms["forces"].append(value / n)
+        elif kind == "huber":
+            terms["forces"] += huber(difference, config.huber_delta).ravel().tolist()
+        else:
+            terms["forces"] += (difference**2).ravel().tolist()
+        if labels.has_stress[g] and with_stress:
+            volume = abs(np.linalg.det(graph.cell[g].numpy()))
+            residual = (stress[g] - labels.stress[g].numpy()) * volume / UNIT
+            terms["stress"].append(np.mean(residual**2) / n)
+    return (
+        config.energy_weight * np.mean(terms["energy"])
+        + config.forces_weight * np.mean(terms["forces"])
+        + (config.stress_weight * np.mean(terms["stress"]) if terms["stress"] else 0.0)
+    )
+
+
+def huber(x, delta):
+    size = np.abs(x)
+    return np.where(size <= delta, x**2, 2.0 * delta * (size - 0.5 * delta))
+
+
+CONFIGS = [
+    LossConfig(energy_weight=1.0, forces_weight=1.0, stress_weight=1.0, beta=0.0),
+    LossConfig(energy_weight=0.7, forces_weight=12.0, stress_weight=3.0, beta=0.5),
+    LossConfig(energy_weight=2.0, forces_weight=0.0, stress_weight=0.0, beta=1.0, huber_delta=0.5),
+]
 
 
 @pytest.mark.parametrize("kind", ["mse", "huber", "nll_e", "nll_jef"])
-@pytest.mark.parametrize("with_stress", [False, True])
-def test_loss_of_a_batch(kind, with_stress):
-    graph, labels, outputs = batch()
-    config = LossConfig(beta=0.0, huber_delta=0.3, **WEIGHTS)
-    terms = [energy_term(kind, graph, labels, outputs, k) for k in range(2)]
-    expected = 0.7 * np.mean(terms) + 3.0 * force_term(kind, graph, labels, outputs)
-    if with_stress:
-        virial = (labels.stress - outputs.stress)[1] * abs(np.linalg.det(CELLS[1])) / UNIT
-        expected += 11.0 * float((virial**2).mean()) / N_ATOMS[1]
-    else:
-        outputs = outputs._replace(stress=None)
-    assert float(loss(kind, config, outputs, labels, graph, UNIT)) == pytest.approx(expected)
+@pytest.mark.parametrize("config", CONFIGS)
+def test_loss_agrees_with_numpy(kind, config):
+    outputs, labels, graph, _ = example()
+    found = loss(kind, config, outputs, labels, graph, UNIT)
+    assert found.dtype == torch.float64
+    assert found.item() == pytest.approx(reference(kind, config), rel=1e-12)
+    without = loss(kind, config, outputs._replace(stress=None), labels, graph, UNIT)
+    assert without.item() == pytest.approx(reference(kind, config, with_stress=False), rel=1e-12)
+
+
+def test_stress_without_labels_is_not_in_the_loss():
+    outputs, labels, graph, _ = example()
+    unlabelled = labels._replace(has_stress=torch.zeros(3, dtype=torch.bool))
+    found = loss("mse", CONFIGS[0], outputs, unlabelled, graph, UNIT)
+    expected = loss("mse", CONFIGS[0], outputs._replace(stress=None), labels, graph, UNIT)
+    assert found.item() == expected.item()
+
+
+def test_joint_likelihood_is_the_gaussian_density_per_atom():
+    """w = 1, β = 0: minus the log density of all labels, per atom, up to constants."""
+    outputs, labels, graph, counts = example()
+    found = loss("nll_jef", CONFIGS[0], outputs._replace(stress=None), labels, graph, UNIT)
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    total = 0.0
+    for g, n in enumerate(counts):
+        density = norm.logpdf(labels.energy[g], outputs.energy[g], outputs.energy_var[g].sqrt())
+        for i in range(starts[g], starts[g + 1]):
+            density += multivariate_normal.logpdf(
+                labels.forces[i], outputs.forces[i], outputs.forces_cov[i]
+            )
+        # log 2π, and the unit in which residuals are measured.
+        constant = (1 + 3 * n) * (0.5 * math.log(2.0 * math.pi) + math.log(UNIT))
+        total += -(density + constant) / n
+    assert found.item() == pytest.approx(total / len(counts), rel=1e-12)
+
+
+def test_huber_is_the_squared_error_within_delta():
+    outputs, labels, graph, _ = example()
+    wide = LossConfig(huber_delta=1e3)
+    found = loss("huber", wide, outputs, labels, graph, UNIT)
+    expected = loss("mse", wide, outputs, labels, graph, UNIT)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-13)
 
 
 def test_likelihood_of_a_posterior_is_whole():
-    graph, labels, outputs = batch()
+    """Per structure, without weights: minus the log density but for the constants."""
+    outputs, labels, graph, _ = example()
     found = negative_log_likelihood(outputs, labels, graph)
-    for k in range(2):
-        residual = float(labels.energy[k] - outputs.energy[k])
-        energy = -norm.logpdf(residual, scale=math.sqrt(float(outputs.energy_var[k])))
-        expected = energy - 0.5 * math.log(2 * math.pi)
-        expected += force_nll(graph, labels, outputs, k, unit=1.0)
-        assert float(found[k]) == pytest.approx(expected)
+    for g in range(graph.n_graphs):
+        density = norm.logpdf(labels.energy[g], outputs.energy[g], outputs.energy_var[g].sqrt())
+        atoms = torch.flatten(torch.argwhere(torch.eq(graph.batch, g)))
+        for i in atoms.tolist():
+            density += multivariate_normal.logpdf(
+                labels.forces[i], outputs.forces[i], outputs.forces_cov[i]
+            )
+        constants = 0.5 * math.log(2.0 * math.pi) * (1 + 3 * len(atoms))
+        assert found[g].item() == pytest.approx(-density - constants, rel=1e-10)
