@@ -178,6 +178,7 @@ def test_a_program_that_reads_columns_is_found_at_load(shipped, monkeypatch):
 WIRES = [[0, 0, 5.0], [3.0, 4.0, 0], [5.0, 0, 0], [1.0, -2.0, 4.5], [0.9, 0, 0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", range(3))
 @pytest.mark.parametrize("vector", WIRES, ids=str)
 def test_wires_have_the_energies_of_torchscript(shipped, vector, place):

@@ -86,6 +86,7 @@ def test_a_head_on_frozen_features_leaves_energies_and_forces_untouched(start, t
     assert float(scale.std() / scale.mean()) > 1e-4
 
 
+@pytest.mark.slow
 def test_trained_features_go_on_from_the_start_without_a_warm_up(start, tmp_path):
     state = fit(tmp_path / "run", EVIDENTIAL, VECTORS, around(start, "trained"))
     log = (tmp_path / "run" / "member-00" / "metrics.csv").read_text().splitlines()
@@ -94,6 +95,7 @@ def test_trained_features_go_on_from_the_start_without_a_warm_up(start, tmp_path
     assert not torch.equal(state.weights[0]["embedding"], weights["embedding"])
 
 
+@pytest.mark.slow
 def test_a_head_can_be_trained_on_from_an_evidential_run(start, tmp_path):
     first = fit(tmp_path / "first", EVIDENTIAL, VECTORS, around(start, "frozen"))
     second = fit(tmp_path / "second", EVIDENTIAL, VECTORS, around(tmp_path / "first", "frozen"))
@@ -101,6 +103,7 @@ def test_a_head_can_be_trained_on_from_an_evidential_run(start, tmp_path):
     assert not torch.equal(first.weights[0]["head.gates"], second.weights[0]["head.gates"])
 
 
+@pytest.mark.slow
 def test_what_cannot_be_started_from_is_refused(start, tmp_path):
     noisy = tmp_path / "noisy"
     fit(noisy, {}, VECTORS, {"kind": "point"})
@@ -116,6 +119,7 @@ def test_what_cannot_be_started_from_is_refused(start, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [PAPER, EIP], ids=["paper", "eip"])
 @pytest.mark.parametrize("features", [None, "frozen"])
 def test_an_interrupted_fit_continues_to_the_same_bits(
@@ -238,6 +242,7 @@ def test_inspection_says_that_the_division_is_a_convention(served):
     assert "spread of the members" in describe(served("two").card)["epistemic"]
 
 
+@pytest.mark.slow
 def test_eip_serves_forces_alone(tmp_path, ethanol):
     model = serve(fit(tmp_path / "run", EIP, VECTORS, {"kind": "evidential"}), tmp_path / "eip.pt")
     ethanol.calc = BayesianCalculator(model)
@@ -253,6 +258,7 @@ def test_eip_serves_forces_alone(tmp_path, ethanol):
         check_served_model(model, ethanol)
 
 
+@pytest.mark.slow
 def test_more_networks_than_there_are_cannot_be_drawn(tmp_path):
     state = fit(tmp_path / "run", EVIDENTIAL, VECTORS, {"kind": "evidential", "members": 2})
     generator = torch.Generator().manual_seed(0)

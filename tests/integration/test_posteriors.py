@@ -36,7 +36,12 @@ OPTIONS = {
     "all weights": ("nll_jef", {"kind": "laplace", "weights": "all", "probes": 2}),
 }
 NOISE = {"nll_jef": (True, True), "nll_e": (True, False), "mse": (False, False)}
-each_option = pytest.mark.parametrize("name", OPTIONS)
+# One of each kind in the short run.
+SHORT = ("swag", "ivon", "last layer")
+each_option = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in SHORT else pytest.mark.slow) for name in OPTIONS],
+)
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +112,7 @@ def test_served_posteriors_pass_the_checks(served, name, ethanol, strained_co2):
     check_served_model(served(name), ethanol, strained_co2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["swag", "last layer"])
 def test_served_posteriors_pass_the_checks_in_single_precision(served, name, ethanol, strained_co2):
     check_served_model(served(name, "float32"), ethanol, strained_co2)
@@ -177,6 +183,7 @@ def test_draws_repeat_with_their_seed(fitted, name):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["swag", "last layer"])
 def test_the_seed_decides_what_is_served(fitted, name, tmp_path, capsys, ethanol):
     folder, _ = fitted(name)
@@ -198,6 +205,7 @@ def test_the_seed_decides_what_is_served(fitted, name, tmp_path, capsys, ethanol
     assert "seed 4" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_and_serves(start, tmp_path, capsys):
     """A configuration with a start relative to it, to a calibrated file."""
     content = {
@@ -224,6 +232,7 @@ def test_the_command_line_trains_and_serves(start, tmp_path, capsys):
 # --- around members that are trained in the same run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["swag", "last layer of two"])
 def test_without_a_start_the_members_are_trained_first(fitted, start, name, tmp_path):
     """To the same posterior as around the same members of another run."""
@@ -238,6 +247,7 @@ def test_without_a_start_the_members_are_trained_first(fitted, start, name, tmp_
     assert_same(list(load_members(tmp_path / "run").weights), list(trained))
 
 
+@pytest.mark.slow
 def test_processes_fit_the_same_posterior(fitted, start, tmp_path):
     _, expected = fitted("last layer of two")
     config = config_of("last layer of two", start)
@@ -268,6 +278,7 @@ def changed(start, **sections):
     return tiny_config(**{"posterior": posterior, **sections})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
@@ -294,6 +305,7 @@ def test_a_start_must_be_of_the_same_potential_and_data(start, tmp_path, section
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["swag", "ivon", "laplace"])
 def test_a_start_must_be_a_run_with_enough_members(start, tmp_path, kind):
     fit = POSTERIORS[kind].fit
@@ -311,6 +323,7 @@ def test_a_start_must_be_a_run_with_enough_members(start, tmp_path, kind):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_start_must_have_been_trained(start, tmp_path):
     """Not have started from another run itself."""
     POSTERIORS["laplace"].fit(changed(start), tmp_path / "first", RunOptions(progress=False))
@@ -321,6 +334,7 @@ def test_a_start_must_have_been_trained(start, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_other_training_settings_of_a_start_do_not_matter(start, tmp_path):
     """Only what its weights mean does: more epochs, other seeds or precision are its own affair."""
     sections = {"training": {"epochs": 9, "dtype": "float32"}, "seeds": {"shuffling": 4}}
@@ -332,6 +346,7 @@ def test_other_training_settings_of_a_start_do_not_matter(start, tmp_path):
     assert torch.equal(narrow["embedding"], wide["embedding"].float())
 
 
+@pytest.mark.slow
 def test_a_start_is_left_as_it_was(start, tmp_path):
     folder = start("nll_jef")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
