@@ -1,0 +1,156 @@
+"""Numbers of an evaluation are those of `metrics`, and say what they should of known laws."""
+
+import numpy as np
+import pytest
+from evaluation_data import make_comparison
+
+from ase_bayesmlip import metrics
+from ase_bayesmlip.evaluation import (
+    Bootstrap,
+    Comparison,
+    energy_errors,
+    evaluate,
+    force_errors,
+)
+from ase_bayesmlip.evaluation.estimates import energy_numbers, force_numbers
+
+
+def quick(**changes):
+    return Bootstrap(**{"n_resamples": 60, **changes})
+
+
+def changed(comparison, **values):
+    """The same predictions with some results replaced, or removed where the value is None."""
+    results = []
+    for result in comparison.results:
+        new = {**result, **{k: v(result) for k, v in values.items() if v is not None}}
+        results.append({k: v for k, v in new.items() if values.get(k, 0) is not None})
+    return Comparison(comparison.frames, results)
+
+
+def test_numbers_are_those_of_metrics():
+    comparison = make_comparison(30, width=1.4)
+    forces, energies = force_errors(comparison), energy_errors(comparison)
+    found = force_numbers(forces, quick()) | energy_numbers(energies, quick())
+    error, covariance = forces.error, forces.covariance
+    sigma = np.sqrt(np.trace(covariance, axis1=1, axis2=2) / 3)
+    size = np.linalg.norm(error, axis=1)
+    per_atom = energies.error[:, 0] / 6
+    deviation = np.sqrt(energies.covariance[:, 0, 0]) / 6
+    inside = forces.confidence
+    expected = {
+        "forces_rmse_meV_per_A": 1e3 * metrics.rmse(error),
+        "forces_mae_meV_per_A": 1e3 * metrics.mae(error),
+        "forces_sigma_meV_per_A": 1e3 * metrics.sharpness(sigma**2),
+        "forces_nll": metrics.multivariate_gaussian_nll(error, covariance),
+        "calibration_error_forces": metrics.calibration_error(inside),
+        "coverage_90_forces": metrics.coverage(inside, 0.9),
+        "spearman_forces": metrics.spearman(size, sigma),
+        "energy_rmse_meV_per_atom": 1e3 * metrics.rmse(per_atom),
+        "energy_bias_meV_per_atom": 1e3 * per_atom.mean(),
+        "energy_sigma_meV_per_atom": 1e3 * metrics.sharpness(deviation**2),
+        "energy_crps_meV_per_atom": 1e3 * metrics.crps_gaussian(per_atom, deviation),
+        "energy_nll": metrics.gaussian_nll(6 * per_atom, 36 * deviation**2),
+        "calibration_error_energy": metrics.calibration_error(
+            metrics.interval_confidence(per_atom, deviation)
+        ),
+    }
+    for name, value in expected.items():
+        assert found[name].value == pytest.approx(value, rel=1e-9), name
+    score = metrics.energy_score_gaussian(
+        error, covariance, 2000, generator=np.random.default_rng(9)
+    )
+    assert found["energy_score_forces"].value == pytest.approx(1e3 * score, rel=0.02)
+
+
+def test_intervals_are_those_of_resampled_frames():
+    """Frames of different size: a mean of frames' means would be another number."""
+    small, large = make_comparison(8, 1), make_comparison(8, 2, symbols="C4H8O2")
+    both = Comparison([*small.frames, *large.frames], [*small.results, *large.results])
+    errors = force_errors(both)
+    found = force_numbers(errors, quick(n_resamples=80))
+    confidence = errors.confidence
+    for name, statistic in {
+        "forces_rmse_meV_per_A": lambda chosen: 1e3 * metrics.rmse(errors.error[chosen]),
+        "calibration_error_forces": lambda chosen: metrics.calibration_error(confidence[chosen]),
+        "spearman_forces": lambda chosen: metrics.spearman(
+            np.linalg.norm(errors.error[chosen], axis=1), errors.std[chosen]
+        ),
+    }.items():
+        expected = metrics.bootstrap_interval(
+            statistic, errors.frame, 80, generator=np.random.default_rng(0)
+        )
+        np.testing.assert_allclose(found[name].interval, expected, rtol=1e-9, err_msg=name)
+
+
+def test_a_perfect_model_looks_perfect():
+    evaluation = evaluate(make_comparison(150, seed=5), bootstrap=quick())
+    numbers = evaluation.test.numbers
+    n = 150
+    for what, items in (("energy", n), ("forces", 6 * n)):
+        floor = metrics.calibration_error_floor(items)
+        assert numbers[f"calibration_error_{what}"].value < 5 * floor
+        error = np.sqrt(0.09 / items)
+        assert numbers[f"coverage_90_{what}"].value == pytest.approx(0.9, abs=4 * error)
+        low, high = numbers[f"spearman_{what}_if_exact"].interval
+        margin = 0.5 * (high - low)  # the observed one scatters, too
+        assert low - margin < numbers[f"spearman_{what}"].value < high + margin
+    # Near 0 for the best order and 1 for none; that of exact error bars lies between.
+    assert 0.2 < numbers["retention_ratio_forces"].value < 0.8
+    assert evaluation.notes == []
+
+
+@pytest.mark.parametrize(("width", "sign"), [(0.5, -1), (2.0, 1)])
+def test_wrong_widths_show(width, sign):
+    numbers = evaluate(make_comparison(60, width=width), bootstrap=quick()).test.numbers
+    low, high = numbers["coverage_90_forces"].interval
+    assert sign * (numbers["coverage_90_forces"].value - 0.9) > 0
+    assert not low <= 0.9 <= high
+    assert numbers["calibration_error_forces"].value > 0.01
+
+
+def test_tables_divide_the_atoms():
+    evaluation = evaluate(make_comparison(20), bootstrap=quick())
+    test = evaluation.test
+    assert [(g.name, g.n_frames, g.n_atoms) for g in test.per_element] == [
+        ("C", 20, 40),
+        ("H", 20, 60),
+        ("O", 20, 20),
+    ]
+    assert [(g.name, g.n_frames, g.n_atoms) for g in test.per_config_type] == [
+        ("cold", 10, 60),
+        ("hot", 10, 60),
+    ]
+    for groups in (test.per_element, test.per_config_type):
+        weights = [group.n_atoms for group in groups]
+        covered = [group.numbers["coverage_90_forces"].value for group in groups]
+        total = test.numbers["coverage_90_forces"].value
+        assert np.average(covered, weights=weights) == pytest.approx(total)
+        squares = [group.numbers["forces_rmse_meV_per_A"].value ** 2 for group in groups]
+        rmse = test.numbers["forces_rmse_meV_per_A"].value
+        assert np.average(squares, weights=weights) == pytest.approx(rmse**2)
+
+
+def test_another_zero_of_energy_is_noticed():
+    comparison = make_comparison(6)
+    assert evaluate(comparison, bootstrap=quick()).notes == []
+    shifted = changed(comparison, energy=lambda r: r["energy"] + 60.0)
+    (note,) = evaluate(shifted, bootstrap=quick()).notes
+    assert "energies are off by -10 eV/atom, nearly the same for all frames" in note
+
+
+def test_a_singular_covariance_is_a_note_not_a_crash():
+    comparison = make_comparison(4)
+    comparison.results[1]["forces_cov"][2] = np.diag([1e-3, 1e-3, 0.0])
+    evaluation = evaluate(comparison, bootstrap=quick())
+    assert "forces_nll" not in evaluation.test.numbers
+    assert any("forces_nll is left out: covariance must be positive" in n for n in evaluation.notes)
+
+
+def test_equal_error_bars_put_nothing_in_order():
+    flat = changed(make_comparison(5), forces_cov=lambda r: np.tile(0.01 * np.eye(3), (6, 1, 1)))
+    evaluation = evaluate(flat, bootstrap=quick())
+    assert "spearman_forces" not in evaluation.test.numbers
+    assert "coverage_90_forces" in evaluation.test.numbers
+    assert any("spearman_forces is left out: uncertainty has one value" in n
+               for n in evaluation.notes)  # fmt: skip
