@@ -1,7 +1,8 @@
-"""Every public name is on a page of the API reference."""
+"""Every public name is on a page of the reference; tables of benchmarks are what scripts print."""
 
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 from pathlib import Path
@@ -62,3 +63,60 @@ def is_shown(item, name, shown):
 
 def test_what_is_on_a_page_has_a_docstring():
     assert [item for item in documented() if not inspect.getdoc(item)] == []
+
+
+BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
+PAGE = (API.parent / "benchmarks.md").read_text(encoding="utf-8")
+
+
+def results(name):
+    text = (BENCHMARKS / "results" / name).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()] if "jsonl" in name else json.loads(text)
+
+
+def row(*cells):
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def test_tables_of_the_two_studies_are_those_of_their_numbers(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    evidential = importlib.import_module("evidential")
+    calibration = importlib.import_module("calibration_rows")
+    for dataset in results("evidential.json")["datasets"].values():
+        assert evidential.table(dataset["rows"], evidential.ROWS) in PAGE
+    for dataset in results("calibration.json")["datasets"].values():
+        assert calibration.table(dataset) in PAGE
+
+
+def test_table_of_posteriors_is_that_of_its_numbers(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    posteriors = importlib.import_module("posteriors")
+    for entry in results("posteriors.json")["rows"]:
+        assert posteriors.row(entry) in PAGE
+
+
+def test_other_tables_are_those_of_their_numbers():
+    boxes = [r for r in results("scaling.jsonl") if "backend" in r]
+    cells = {
+        (
+            r["n_atoms"],
+            r["backend"],
+            r["members"],
+        ): f"{r['median_ms']:.0f} ({r['KiB_per_atom']:.0f})"
+        for r in boxes
+    }
+    for n in {r["n_atoms"] for r in boxes}:
+        three = [cells[n, *case] for case in (("aoti", 1), ("aoti", 8), ("torchscript", 1))]
+        assert row(f"{n:,}", *three) in PAGE
+    for r in results("alarm.json"):
+        alarms = ", ".join(map(str, r["frames_to_alarm"])) or "–"
+        share = f"{r['fraction_above_99_percent']:.1%}"
+        head = (f"{r['temperature_K']:.0f} K", f"{r['n_frames']:,}", r["n_alarms"])
+        assert row(*head, alarms, share) in PAGE
+    for r in results("aggregation.jsonl"):
+        assert row(f"{r['n_edges']:,}", *(f"{ms:.2f}" for ms in r["ms"].values())) in PAGE
+    steps = results("profile_step.jsonl")
+    assert row("network", *(f"{r['median_ms']['network']:.2f}" for r in steps)) in PAGE
+    one = [r for r in results("training_throughput.jsonl") if r["torch_threads"] == 1]
+    for r in one:
+        assert f"{r['ms_per_structure']:.1f}" in PAGE
