@@ -87,7 +87,6 @@ COVERED_BY = {
     "testing.py": "contract/test_served_model.py",
     "training/component_loss.py": "unit/training/test_evidential_loss.py",
     "training/distributed.py": "integration/test_training_distributed.py",
-    "training/loop.py": "integration/test_training.py",
     "training/state.py": "integration/test_training.py",
 }
 

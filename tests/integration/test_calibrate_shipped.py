@@ -33,7 +33,10 @@ def tested(calibrated, data_folder):
 
 
 # Noise heads of energies are not needed beside the spread of the members, and that is said.
-pytestmark = pytest.mark.filterwarnings("ignore:the calibration errors do not fix:UserWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:the calibration errors do not fix:UserWarning"),
+]
 
 
 def test_means_are_untouched(calibrated, data_folder):
