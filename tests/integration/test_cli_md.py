@@ -43,6 +43,7 @@ def test_hot_run_flags_recalculates_and_writes(tmp_path, capsys):
     assert trajectory[0].arrays["forces_cov"].shape == (9, 9)
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path, capsys):
     arguments = ("--out", str(tmp_path / "run"), "--steps", "2")
     assert run(*arguments) == 0
@@ -71,6 +72,7 @@ def test_a_start_structure_is_read_as_strictly_as_labels(tmp_path, capsys, text,
     assert str(start) in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -101,6 +103,7 @@ def snapshot(folder):
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -122,6 +125,7 @@ def test_overwriting_checks_everything_before_it_touches_the_earlier_run(
     assert snapshot(out) == before
 
 
+@pytest.mark.slow
 def test_overwriting_replaces_all_of_the_earlier_run(tmp_path, capsys):
     out = tmp_path / "run"
     out.mkdir()
@@ -137,6 +141,7 @@ def test_overwriting_replaces_all_of_the_earlier_run(tmp_path, capsys):
     assert len(read_log(out / "monitor.csv")["step"]) == 3
 
 
+@pytest.mark.slow
 def test_any_calculator_is_a_reference_with_a_budget_and_a_spacing(tmp_path, capsys, monkeypatch):
     """Every frame is flagged; the calculator is one of a file in the present folder."""
     monkeypatch.chdir(tmp_path)
@@ -176,6 +181,7 @@ def test_a_slab_is_refused_before_the_run_by_a_reference_that_takes_it_for_a_cry
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_start_structure_from_a_pdb_file_with_blank_residue_names(tmp_path, capsys):
     atoms = ase.io.read(DATA / "ethanol_test.extxyz", 0)
     pdb = "".join(
@@ -199,6 +205,7 @@ def test_a_start_structure_from_a_pdb_file_with_blank_residue_names(tmp_path, ca
     assert len(ase.io.read(out / "trajectory.extxyz", ":")) == 1
 
 
+@pytest.mark.slow
 def test_limit_of_the_temperature(tmp_path, capsys):
     """A start at 300 K is above a limit of 100 K."""
     assert run("--out", str(tmp_path / "a"), "--steps", "5", "--max-temperature-K", "100") == 0

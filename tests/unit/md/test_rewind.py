@@ -67,6 +67,15 @@ def test_rewind_by_more_than_one_frame():
     assert rewind.rewinds == [(first, first - 3), (first + 3, first - 3)]
 
 
+def test_frames_of_an_abandoned_path_are_never_gone_back_to():
+    """Flagged at once after a rewind of three frames: what lay between is of the path given up."""
+    rewind = Rewind(n_frames=3)
+    scores = iter([0.5, 0.5, 0.5, 2.0, 2.0])
+    dyn, _ = verlet(threshold=1.0, score=lambda _r, _a: next(scores), actions=[rewind])
+    dyn.run(4)
+    assert rewind.rewinds == [(3, 0), (4, 0)]
+
+
 def test_rewind_from_the_first_frame_stops():
     dyn, monitor = verlet(threshold=0.001, actions=[Rewind()])
     dyn.run(5)
