@@ -46,7 +46,6 @@ LONG_FUNCTIONS: dict[str, str] = {}
 COVERED_BY = {
     "__main__.py": "integration/test_packaging.py",
     "_version.py": "integration/test_packaging.py",
-    "cli/calibrate.py": "contract/test_recalibration.py",
     "cli/compile.py": "contract/test_compiled.py",
     "cli/demo.py": "integration/test_cli_md.py",
     "cli/evaluate.py": "integration/test_cli_evaluate.py",

@@ -7,12 +7,12 @@ mean and the covariance as they are; neither needs the errors to be Gaussian.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from ase_bayesmlip.calibration.observations import FloatArray, IntArray
+from ase_bayesmlip.metrics.reach import frames_needed
 
 # Probabilities for which sizes are kept.
 LEVELS = (0.001, *(round(k / 200, 3) for k in range(1, 200)), 0.999)
@@ -95,7 +95,7 @@ def conformal_at(levels: Sequence[float], radii: Sequence[float | None], coverag
             return radius
     known = [level for level, radius in zip(levels, radii, strict=True) if radius is not None]
     raise ValueError(
-        f"a guaranteed coverage of {coverage} needs at least {math.ceil(coverage / (1 - coverage))}"
+        f"a guaranteed coverage of {coverage} needs at least {frames_needed(1 - coverage)}"
         f" calibration frames; the largest that this file can give is {max(known, default=0.0)}"
     )
 

@@ -82,11 +82,7 @@ def _measured(value: Any, name: str) -> None:
 
 
 def _or_null(rule: Rule) -> Rule:
-    def either(value: Any, name: str) -> None:
-        if value is not None:
-            rule(value, name)
-
-    return either
+    return lambda value, name: None if value is None else rule(value, name)
 
 
 def _list_of(rule: Rule, least: int = 0) -> Rule:
@@ -206,13 +202,10 @@ _COMPILED = _record(
     },
 )
 
+_positive = _number(above=0.0)
 _FACTORS = _record(
-    {
-        **dict.fromkeys(("forces_epistemic", "forces_aleatoric"), _mapping(_number(above=0.0))),
-        **dict.fromkeys(
-            ("energy_epistemic", "energy_aleatoric", "stress_epistemic"), _number(above=0.0)
-        ),
-    }
+    dict.fromkeys(("forces_epistemic", "forces_aleatoric"), _mapping(_positive))
+    | dict.fromkeys(("energy_epistemic", "energy_aleatoric", "stress_epistemic"), _positive)
 )
 
 
@@ -248,6 +241,12 @@ _RECALIBRATION = _record(
     },
 )
 
+_scores = {"scores": _mapping(_array(-1))}
+_FOLDS = _list_of(_record({"members": _list_of(_count, least=2), **_scores}), least=2)
+_CALIBRATION = _record(
+    {}, {"n_frames": _count, "sha256": _text, "frames": _text, "folds": _FOLDS, **_scores}
+)
+
 _TRAINING = _record(
     {},
     {
@@ -262,7 +261,7 @@ _CONFIG = _record(
     {},
     {
         "data": _record({}, {"keys": _mapping(_or_null(_text)), "units": _text}),
-        "model": _record({}, {"cutoff": _number(above=0.0)}),
+        "model": _record({}, {"cutoff": _positive}),
         "loss": _mapping(_anything),
     },
 )
@@ -277,15 +276,13 @@ FIELDS: dict[str, Rule] = {
     "units": _record({}, {name: _one_of(unit) for name, unit in UNITS.items()}),
     "n_members": _integer(1),
     "ddof": _integer(0, 1),
-    "cutoff": _number(above=0.0),
+    "cutoff": _positive,
     "atomic_numbers": _elements,
     "dtype": _one_of("float32", "float64"),
     "reference_energies": _mapping(_number()),
     "seed": _or_null(_count),
     "training": _TRAINING,
-    "calibration": _record(
-        {}, {"n_frames": _count, "sha256": _text, "frames": _text, "scores": _mapping(_array(-1))}
-    ),
+    "calibration": _CALIBRATION,
     "recalibrations": _list_of(_RECALIBRATION),
     "config": _CONFIG,
     "probe": _probe,
@@ -303,6 +300,9 @@ def check_card(content: dict[str, Any]) -> None:
     for name, value in content.items():
         FIELDS.get(name, _anything)(value, name)
     _check_elements(content)
+    for fold in content.get("calibration", {}).get("folds", []):
+        if max(fold["members"]) >= content["n_members"]:
+            raise CardError("calibration.folds", fold["members"], "numbers of members of the file")
     if content["n_members"] > 1 and content.get("ddof", 1) != 1:
         raise CardError("ddof", content["ddof"], "1, as the spread of several members has it")
     trained = content.get("config", {}).get("model", {}).get("cutoff", content["cutoff"])

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ase_bayesmlip.card import ModelCard, read_card
+from ase_bayesmlip.card import ModelCard
 
 if TYPE_CHECKING:
+    from ase_bayesmlip.config import Config, KeysConfig
+    from ase_bayesmlip.serving.runtime import LoadedModel
     from ase_bayesmlip.structures.labelled import LabelledFrame
 
 
@@ -35,15 +37,24 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Calibrate a file and say what came of it."""
-    from ase_bayesmlip.config import KeysConfig, from_dict
+    from ase_bayesmlip.metrics.reach import promise
+    from ase_bayesmlip.serving.runtime import load_model
     from ase_bayesmlip.structures.labelled import read_frames
 
-    # Labels have the names that they had in training.
-    data = read_card(arguments.model).config.get("data", {})
-    keys = from_dict(KeysConfig, data.get("keys", {}), f"{arguments.model}: data.keys")
-    frames = read_frames(arguments.frames, keys, data.get("units", "kcal/mol"))
-    card = calibrate_file(arguments.model, frames, arguments.output, arguments.method)
-    print(f"{describe_calibration(card)}\nwrote {arguments.output}")
+    model = load_model(arguments.model, backend="torchscript")
+    frames = read_frames(arguments.frames, *label_names(model.card, arguments.model))
+    card = calibrate_file(model, frames, arguments.output, arguments.method)
+    reach = promise(card.recalibrations[-1]["n_frames_levels"], regions=True)
+    print(f"{describe_calibration(card)}\n{reach}\nwrote {arguments.output}")
+
+
+def label_names(card: ModelCard, path: Path) -> tuple[KeysConfig, str]:
+    """The names that labels had in training, and the unit of files without one."""
+    from ase_bayesmlip.config import KeysConfig, from_dict
+
+    data = card.config.get("data", {})
+    keys = from_dict(KeysConfig, data.get("keys", {}), f"{path}: data.keys")
+    return keys, data.get("units", "kcal/mol")
 
 
 def score_frames(model: Path, frames: Sequence[LabelledFrame]) -> None:
@@ -60,8 +71,57 @@ def score_frames(model: Path, frames: Sequence[LabelledFrame]) -> None:
     replace_card(model, dataclasses.replace(calculator.card, calibration=record))
 
 
+def score_folds(model: Path, config: Config, record: dict[str, Any]) -> None:
+    """Keep scores of training frames in a file, each by the members that left it out of training.
+
+    Frames with a copy in another fold or among the validation frames are left out, for those
+    members have seen them.
+
+    Parameters
+    ----------
+    config, record
+        Of the run, with `posterior.folds`.
+
+    Raises
+    ------
+    ValueError
+        If the training frames are no longer those of the run.
+    """
+    from ase_bayesmlip.calculator import BayesianCalculator
+    from ase_bayesmlip.md.limit import fold_scores
+    from ase_bayesmlip.posteriors.members import fold_of_frames
+    from ase_bayesmlip.serving.archive import replace_card
+    from ase_bayesmlip.structures.labelled import sha256
+    from ase_bayesmlip.structures.overlap import digest
+    from ase_bayesmlip.training.data import load_training_data
+
+    data = load_training_data(config)
+    if sha256(data.train) != record["train_sha256"]:
+        raise ValueError(f"the frames in {config.data.train} have changed since the training")
+    calculator = BayesianCalculator(model, return_members=True)
+    card = calculator.card
+    names = [digest(frame.atoms) for frame in data.train]
+    numbers = fold_of_frames(config, len(names)).tolist()
+    owner: dict[str, int | None] = {digest(frame.atoms): None for frame in data.valid}
+    for name, k in zip(names, numbers, strict=True):
+        owner[name] = k if owner.get(name, k) == k else None
+    found, n = [], 0
+    folds = max(numbers) + 1
+    for k in range(folds):
+        part = [f.atoms for f, name in zip(data.train, names, strict=True) if owner[name] == k]
+        group = list(range(k, card.n_members, folds))
+        scores = fold_scores(calculator.evaluate(part), part, group)
+        found.append({"members": group, "scores": scores})
+        n += len(part)
+    calibration = {"n_frames": n, "folds": found}
+    replace_card(model, dataclasses.replace(card, calibration=calibration))
+
+
 def calibrate_file(
-    model: Path, frames: Sequence[LabelledFrame], output: Path, method: str = "global"
+    model: Path | LoadedModel,
+    frames: Sequence[LabelledFrame],
+    output: Path,
+    method: str = "global",
 ) -> ModelCard:
     """Fit factors and levels of confidence on labelled frames and write the file with them.
 
@@ -70,7 +130,7 @@ def calibrate_file(
 
     Parameters
     ----------
-    model : Path
+    model : Path or LoadedModel
         A served file. It is left as it was, unless it is the output as well.
     frames : sequence of LabelledFrame
         Neither trained on, nor used for choosing the model.
@@ -103,10 +163,10 @@ def calibrate_file(
     from ase_bayesmlip.scores import calibration_scores
     from ase_bayesmlip.serving.calibrate import write_recalibrated
 
-    card = read_card(model)
+    calculator = BayesianCalculator(model, backend="torchscript")
+    card = calculator.card
     used = _usable(card, frames)
     _warn_of_calibrations(card, used)
-    calculator = BayesianCalculator(model, backend="torchscript")
     results = calculator.evaluate([frame.atoms for frame in used])
     observed = observe(results, used, origin_of(card))
     found = calibrate(observed, card.atomic_numbers, method)
@@ -121,12 +181,12 @@ def calibrate_file(
         }
     if card.compiled:
         warnings.warn(
-            f"the compiled program in {model} has the variances of before and is left out of "
-            f"{output}; compile it again with: bayesmlip compile {output}",
+            f"the compiled program in {calculator.model.path} has the variances of before and is "
+            f"left out of {output}; compile it again with: bayesmlip compile {output}",
             stacklevel=2,
         )
     record = {**_checksums(frames), **found.record}
-    return write_recalibrated(model, output, record, calibration)
+    return write_recalibrated(calculator.model, output, record, calibration)
 
 
 def _usable(card: ModelCard, frames: Sequence[LabelledFrame]) -> list[LabelledFrame]:

@@ -78,25 +78,23 @@ def _check_targets(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> Evaluation:
-    from ase_bayesmlip.card import read_card
-    from ase_bayesmlip.config import KeysConfig, from_dict
+    from ase_bayesmlip.calculator import BayesianCalculator
+    from ase_bayesmlip.cli.calibrate import label_names
     from ase_bayesmlip.evaluation import Bootstrap, evaluate
     from ase_bayesmlip.structures import partly_labelled as reading
     from ase_bayesmlip.structures.overlap import distinct, seen_notes
     from ase_bayesmlip.structures.reading import in_words
 
-    # All that a user may have got wrong is read before a model is loaded and run.
+    # All that a user may have got wrong is read before a model is run.
     bootstrap = Bootstrap(arguments.resamples, seed=arguments.seed)
-    card = read_card(arguments.model)
-    if arguments.before:
-        read_card(arguments.before)
+    paths = [arguments.model, *([arguments.before] if arguments.before else [])]
+    calculators = [BayesianCalculator(path, arguments.device, arguments.dtype) for path in paths]
+    card = calculators[0].card
     # Labels have the names that they had in training, unless others are given.
-    data = card.config.get("data", {})
-    keys = from_dict(KeysConfig, data.get("keys", {}), f"{arguments.model}: data.keys")
+    keys, units = label_names(card, arguments.model)
     given = {"energy": arguments.energy_key, "forces": arguments.forces_key}
     keys = dataclasses.replace(keys, **{name: key for name, key in given.items() if key})
     notes: list[str] = []
-    units = data.get("units", "kcal/mol")
     test = _read(arguments.test, "test set", keys, units, card.atomic_numbers, notes)
     reading.check_labels(test, in_words(arguments.test), keys)
     notes += [f"test set: {note}" for note in seen_notes(card, test)]
@@ -109,9 +107,8 @@ def _evaluate(arguments: argparse.Namespace) -> Evaluation:
     ood = None
     if arguments.ood:
         ood = _read(arguments.ood, "OOD set", keys, units, card.atomic_numbers, notes)
-    calculators, compared = _predict(arguments, test, ood)
     return evaluate(
-        **compared,
+        **_predict(calculators, test, ood, not arguments.quiet),
         names=_names(arguments),
         model=_facts(calculators[0]),
         notes=notes,
@@ -120,23 +117,20 @@ def _evaluate(arguments: argparse.Namespace) -> Evaluation:
 
 
 def _predict(
-    arguments: argparse.Namespace,
+    calculators: list[Any],
     test: list[EvaluationFrame],
     ood: list[EvaluationFrame] | None,
-) -> tuple[list[Any], dict[str, Any]]:
-    """The calculators, and what each says about each set under the names that `evaluate` takes."""
-    from ase_bayesmlip.calculator import BayesianCalculator
-
-    paths = [arguments.model, *([arguments.before] if arguments.before else [])]
-    calculators = [BayesianCalculator(path, arguments.device, arguments.dtype) for path in paths]
+    progress: bool,
+) -> dict[str, Any]:
+    """What each calculator says about each set, under the names that `evaluate` takes."""
     compared = {}
     for calculator, names in zip(
         calculators, (("test", "ood"), ("before", "before_ood")), strict=False
     ):
         for name, frames in zip(names, (test, ood), strict=True):
             if frames is not None:
-                compared[name] = _compare(calculator, frames, not arguments.quiet)
-    return calculators, compared
+                compared[name] = _compare(calculator, frames, progress)
+    return compared
 
 
 def _read(

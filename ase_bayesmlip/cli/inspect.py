@@ -1,14 +1,9 @@
-"""What `bayesmlip inspect` says of a served file, from its card alone (no torch).
-
-The costs are measured ones: `examples/benchmarks/posterior_cost.py` writes the file they are in.
-"""
+"""What `bayesmlip inspect` says of a served file, from its card alone (no torch)."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import json
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +11,7 @@ from ase.data import chemical_symbols
 
 from ase_bayesmlip.card import ModelCard
 from ase_bayesmlip.cli.papers import cite
+from ase_bayesmlip.metrics.reach import promise
 
 EPISTEMIC = {
     "ensemble": "spread of potentials trained from different seeds",
@@ -60,13 +56,11 @@ def describe(card: ModelCard) -> dict[str, str]:
     """Title -> text, in the order of printing."""
     draws = f" with {card.n_draws} draws each" if card.n_draws else ""
     draws += "" if card.seed is None else f", seed {card.seed}"
-    calibration = card.calibration.get("n_frames")
     return {
         "posterior": f"{card.kind}, {card.n_members} member(s){draws}, ddof {card.ddof}",
         "epistemic": _epistemic(card),
         "aleatoric": _aleatoric(card),
         "passes per step": _passes(card),
-        "measured cost": _cost(card),
         "backbone": f"{card.backbone}, {card.n_parameters} parameters per member",
         "cutoff": f"{card.cutoff} Å",
         "elements": ", ".join(
@@ -79,7 +73,7 @@ def describe(card: ModelCard) -> dict[str, str]:
         f"{card.training.get('n_valid', '?')} validation",
         "data sha256": card.training.get("train_sha256", "?")[:16],
         "calibrated": _calibrated(card),
-        "thresholds from": f"{calibration} calibration frames" if calibration else "nothing",
+        "thresholds from": _thresholds(card),
         "written": f"{card.created} with torch {card.versions.get('torch')}, "
         f"ase_bayesmlip {card.versions.get('ase_bayesmlip')}",
     }
@@ -131,32 +125,20 @@ def _passes(card: ModelCard) -> str:
     return text + (f", {extra} more for their epistemic covariance" if extra else "")
 
 
-def _cost(card: ModelCard) -> str:
-    """Relative to a single potential, as measured for eight networks or draws."""
-    content = json.loads((files("ase_bayesmlip") / "posterior_cost.json").read_text("utf-8"))
-    n = content["n"]
-    texts = []
-    for system, times in content["milliseconds"].items():
-        one, one_compiled = times["one"], times["one_compiled"]
-        if card.n_draws > 0:
-            values = (
-                f"{times['draws_energy'] / one:.2f} without and {times['draws'] / one:.1f} with"
-            )
-            compiled = [
-                times[f"{key}_compiled"] / one_compiled for key in ("draws_energy", "draws")
-            ]
-            values += " covariances of forces (compiled {:.2f} and {:.1f})".format(*compiled)
-        elif card.evidential and card.n_members == 1:
-            values = f"{times['evidential'] / times['bare']:.2f}"
-        elif card.n_members > 1:
-            values = f"{times['networks'] / one:.1f}"
-            values += f" (compiled {times['networks_compiled'] / one_compiled:.1f})"
-        else:
-            values = f"1 (compiled {one_compiled / one:.2f})"
-        texts.append(f"{system} {values}")
-    what = "draws" if card.n_draws else "networks"
-    of = "" if card.n_members == 1 and not card.n_draws else f" for {n} {what}"
-    return f"{', '.join(texts)} times one potential in TorchScript{of}, on {content['cpu']}"
+def _thresholds(card: ModelCard) -> str:
+    """Frames that thresholds come from, and the smallest false-alarm rate that they promise."""
+    folds = card.calibration.get("folds", [])
+    parts = [fold["scores"] for fold in folds] or [card.calibration.get("scores", {})]
+    sizes = [min(map(len, scores.values()), default=0) for scores in parts]
+    if not min(sizes):
+        return "nothing"
+    if not folds:
+        return f"{sizes[0]} calibration frames: {promise(sizes[0])}"
+    return (
+        f"{sum(sizes)} training frames in {len(folds)} folds, each scored by the members that left "
+        f"it out: {promise(min(sizes))}; all folds must agree, which misses more than calibration "
+        "frames would"
+    )
 
 
 def _calibrated(card: ModelCard) -> str:

@@ -78,7 +78,8 @@ def _add_monitor(parser: argparse.ArgumentParser) -> None:
     trigger.add_argument(
         "--false-alarm-rate",
         type=float,
-        help="share of frames like the calibration frames that may be flagged (default: 0.01)",
+        help="share of frames like the calibration frames that may be flagged (default: 0.01, or "
+        "the smallest that so few frames can promise)",
     )
     trigger.add_argument(
         "--threshold", type=float, help="in the unit of the score (default: from the rate)"
@@ -171,13 +172,13 @@ def _temperature_limit(text: str) -> float | str | None:
 def run(arguments: argparse.Namespace) -> None:
     """Simulate, then summarise and draw."""
     from ase_bayesmlip.calculator import BayesianCalculator
+    from ase_bayesmlip.cli.train import announced
     from ase_bayesmlip.md.run_folder import LOG
     from ase_bayesmlip.md.simulation import SimulationConfig, run_simulation
+    from ase_bayesmlip.serving.runtime import load_model
 
     names = {field.name for field in dataclasses.fields(SimulationConfig)}
     given = {name: value for name, value in vars(arguments).items() if name in names}
-    if arguments.false_alarm_rate is None and arguments.threshold is None:
-        given["false_alarm_rate"] = 0.01
     given["temperature_K"], given["final_temperature_K"] = arguments.temperature_K
     config = SimulationConfig(**given)
     start = _start(Path(arguments.start))
@@ -185,15 +186,18 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError("--continue-on-reference needs --reference")
     if arguments.reference and ":" in arguments.reference and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # last, so that a file of the user's hides nothing
-    summary = run_simulation(
-        start,
-        BayesianCalculator(arguments.model, arguments.device, arguments.dtype),
-        config,
-        arguments.out,
-        reference=arguments.reference,
-        progress=not arguments.quiet,
-        overwrite=arguments.overwrite,
-    )
+    model = load_model(arguments.model, arguments.device, arguments.dtype)
+    by_folds = bool(model.card.calibration.get("folds"))  # whose score asks each member
+    with announced():
+        summary = run_simulation(
+            start,
+            BayesianCalculator(model, return_members=by_folds),
+            config,
+            arguments.out,
+            reference=arguments.reference,
+            progress=not arguments.quiet,
+            overwrite=arguments.overwrite,
+        )
     figure = _draw(arguments.out / LOG, summary.score_name)
     print(f"{summary}\nfigure: {figure}")
 

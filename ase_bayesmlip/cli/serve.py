@@ -37,7 +37,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Draw from the posterior of a run and write the file."""
     import torch
 
-    from ase_bayesmlip.cli.calibrate import score_frames
+    from ase_bayesmlip.cli.calibrate import score_folds, score_frames
+    from ase_bayesmlip.metrics.reach import promise
     from ase_bayesmlip.posteriors import POSTERIORS
     from ase_bayesmlip.posteriors.run_folder import read_run
     from ase_bayesmlip.serving.export import export_members
@@ -53,12 +54,27 @@ def run(arguments: argparse.Namespace) -> None:
     paths = arguments.calibration or data.calibration
     # Read before anything is written: a mistake here must not leave a file without thresholds.
     frames = read_frames(paths, data.keys, data.units) if paths else []
-    unseen(frames, state.record)  # refuses those of the training
+    n_kept = len(unseen(frames, state.record)[0])  # refuses those of the training
+    folds = None if frames else getattr(state.config.posterior, "folds", None)
+    if folds and len(members) < state.config.posterior.members:
+        raise ValueError(
+            f"--samples {arguments.samples} leaves out members that the folds of the training "
+            "frames are scored by; serve all of them, or give --calibration frames"
+        )
     card = export_members(members, state.config, state.record, arguments.output, arguments.seed)
     if frames and card.has_epistemic:
+        print(f"{n_kept} calibration frames: {promise(n_kept)}")
         score_frames(arguments.output, frames)
+    elif folds:
+        n = state.record["n_train"]
+        print(f"{n} training frames in {folds} folds, no others: {promise(n // folds)}")
+        score_folds(arguments.output, state.config, state.record)
     elif not frames:
-        print("no calibration frames: a monitor will need a threshold in eV/Å", file=sys.stderr)
+        print(
+            "no calibration frames: a monitor will need a threshold in eV/Å. The training frames "
+            "cannot take their place, for every member has seen them (see posterior.folds)",
+            file=sys.stderr,
+        )
     print(f"wrote {arguments.output}; look at it with: bayesmlip inspect {arguments.output}")
     if arguments.backend == "aoti":
         compile_file(arguments.output, "cpu", None)

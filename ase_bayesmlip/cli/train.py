@@ -42,15 +42,15 @@ def run(arguments: argparse.Namespace) -> None:
         jobs=arguments.jobs or (available_cores() if one_per_core else 1),
         progress=not arguments.quiet,
     )
-    with _announced():
+    with announced():
         POSTERIORS[config.posterior.kind].fit(config, arguments.out, options)
     if rank() == 0:
         print(f"trained; next: bayesmlip serve {arguments.out} -o model.pt")
 
 
 @contextmanager
-def _announced() -> Iterator[None]:
-    """Print what the package logs: the line on what is trained, which --quiet keeps."""
+def announced() -> Iterator[None]:
+    """Print what the package logs: what is trained, or flagged, which --quiet keeps."""
     logger, handler = logging.getLogger("ase_bayesmlip"), logging.StreamHandler(sys.stdout)
     level = logger.level
     logger.addHandler(handler)

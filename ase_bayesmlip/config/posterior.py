@@ -22,11 +22,17 @@ class EnsembleConfig:
         Independently trained potentials.
     bootstrap : bool
         Train each member on a resampled training set.
+    folds : int or None
+        Divide the training frames into so many folds and train member j without fold j mod folds,
+        so that thresholds of a monitor need no other frames (`md.limit`). `members` is twice the
+        number of folds or another multiple. What all members share, such as fitted reference
+        energies, then comes from the validation frames, which are in no fold.
     """
 
     kind: Literal["ensemble"] = "ensemble"
     members: int = 4
     bootstrap: bool = False
+    folds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -199,6 +205,11 @@ def posterior_rules(config: PosteriorConfig) -> list[Rule]:
         add(name, lambda value: value >= 2, "at least 2")
     for name in (*positive, "prior"):
         add(name, lambda value: 0 < value < math.inf, "positive and finite")
+    add("folds", lambda value: value >= 2, "at least 2")
+    if isinstance(config, EnsembleConfig) and (config.folds or 0) > 1:
+        members, no_bootstrap = config.members, not config.bootstrap
+        pairs = "a divisor of posterior.members, half of them at most, and without bootstrap"
+        add("folds", lambda k: members % k == 0 and members >= 2 * k and no_bootstrap, pairs)
     for name in ("beta1", "beta2"):
         add(name, lambda value: 0 <= value < 1, "in [0, 1)")
     for name in ("weight_decay", "probes"):

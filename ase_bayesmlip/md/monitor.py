@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -26,9 +27,10 @@ from ase_bayesmlip.md.events import (
     worst_atoms,
 )
 from ase_bayesmlip.md.integrators import check_attached_once, observed_structure, time_step_fs
+from ase_bayesmlip.md.limit import find_limit, find_scores
 from ase_bayesmlip.md.physical import PhysicalChecks, unphysical_results
 from ase_bayesmlip.md.stopping import Brake
-from ase_bayesmlip.md.threshold import Budget, Trigger, find_scores, find_threshold
+from ase_bayesmlip.md.threshold import Budget, Trigger
 from ase_bayesmlip.scores import Score, ScoreFunction, evaluate_score, find_score
 
 
@@ -57,9 +59,8 @@ class UncertaintyMonitor:
     at once and goes to `on_unphysical` only, never to `actions`, so that it is neither
     recalculated nor learned from.
 
-    Attach it once: a monitor that ``dyn`` holds twice raises RuntimeError on the first frame.
-    Dynamics that do not keep the constraints of the atoms, runs that nothing can stop from within,
-    and, beside a `Rewind`, dynamics whose state is not known are refused when the monitor is made.
+    Attach it once. Dynamics that lose constraints, runs that nothing can stop from within, and,
+    beside a `Rewind`, dynamics whose state is not known are refused.
 
     Parameters
     ----------
@@ -75,13 +76,13 @@ class UncertaintyMonitor:
     threshold : float, unit of the score
     false_alarm_rate : float
         Instead of `threshold`: false alarms per frame, turned into a threshold by the calibration
-        scores. See `false_alarm_threshold` for what is guaranteed.
+        scores. Default: 0.01, or with a warning the smallest rate that so few scores can promise.
+        See `false_alarm_threshold` for what is guaranteed, and `md.limit` for folds.
     calibration_scores : array_like, (n,), unit of the score
         Default: those in the model card, ``calc.card.calibration["scores"][score]``.
     actions : sequence of callables ``action(event, monitor)``
     alarm : CalibrationAlarm or None
-        Watches all scores together for a shift away from the calibration scores. When it fires,
-        an event of the kind *expired* goes to its own actions.
+        Watches all scores for a shift; an event of the kind *expired* goes to its own actions.
     log : path or LogCSV
         Every observed frame as one row of a CSV file.
     patience : int
@@ -97,8 +98,7 @@ class UncertaintyMonitor:
     on_unphysical : sequence of callables
         Default: stop the run.
     min_distance_ratio : float or None
-        Two atoms closer than this fraction of the sum of their covalent radii are unphysical. None
-        switches the check off.
+        Atoms closer than this part of the sum of covalent radii are unphysical; None: no check.
     max_temperature_K : float, "auto" or None, K
         Frames of dynamics that are hotter are unphysical. "auto": 10 times what was asked for,
         which is the larger of the thermostat's target, where it is known, and the temperature of
@@ -110,13 +110,15 @@ class UncertaintyMonitor:
     n_worst : int
         Atoms named in an event.
     keep_events : int
-        Events kept in `events`, the newest; `n_events` counts them all.
+        The newest that `events` keeps; `n_events` counts all.
 
     Attributes
     ----------
     events : deque of Event
     history : History
     threshold : float
+    meaning : str
+        What is flagged, and what is promised of it.
     stop_reason : str
         Why the monitor stopped the run; empty when it did not.
     row : dict
@@ -150,18 +152,18 @@ class UncertaintyMonitor:
         self.dyn = dyn
         self.atoms = observed_structure(dyn)
         self._brake = Brake(dyn)
-        self.score_name, self._score = find_score(score)
-        self.false_alarm_rate = false_alarm_rate
-        self.threshold = find_threshold(
-            threshold, false_alarm_rate, calibration_scores, self.score_name, self.atoms.calc
-        )
+        named = find_score(score)
+        self.score_name = named[0]
+        limit = find_limit(threshold, false_alarm_rate, calibration_scores, named, self.atoms.calc)
+        self.threshold, self.false_alarm_rate, self._score, self.meaning = limit
+        logging.getLogger("ase_bayesmlip").info("flagged: %s", self.meaning)
         self._count = partial(
             counted_atoms,
             self.atoms,
             atoms,
             self.score_name,
             by_name=isinstance(score, str),
-            card_threshold=false_alarm_rate is not None and calibration_scores is None,
+            card_threshold=threshold is None and calibration_scores is None,
         )
         self._heed_constraints()
         if upper_limit is not None and not upper_limit > self.threshold:
@@ -197,8 +199,7 @@ class UncertaintyMonitor:
     def __call__(self) -> None:
         """Observe the present frame: score it, note it, act on it, log it.
 
-        A frame that is shown again, as ASE does with the first one when a run that has made no
-        step is started again, is left out.
+        A frame that ASE shows again, when a run starts again, is left out.
 
         Raises
         ------

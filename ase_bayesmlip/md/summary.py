@@ -29,6 +29,8 @@ class SimulationSummary:
     threshold, max_score : float, unit of the score
     false_alarm_rate : float or None
         That the threshold was made from.
+    meaning : str
+        What was flagged, see `UncertaintyMonitor`.
     n_recalculated, n_failed : int
         Answers and failures of the reference calculator.
     n_correlated, n_over_budget : int
@@ -55,6 +57,7 @@ class SimulationSummary:
     threshold: float
     max_score: float
     false_alarm_rate: float | None
+    meaning: str
     n_recalculated: int
     n_failed: int
     n_correlated: int
@@ -82,10 +85,7 @@ class SimulationSummary:
             f"{self.max_score:.4g} {unit}"
         )
         if self.false_alarm_rate is not None:
-            lines.append(
-                f"(of frames like the calibration frames, {self.false_alarm_rate:.1%} are expected "
-                "to be flagged)"
-            )
+            lines.append(f"({self.meaning})")
         if self.n_recalculated:
             lines.append(
                 f"{self.n_recalculated} frames were recalculated with the reference: force RMSE "
@@ -136,6 +136,7 @@ def summarise(
         threshold=monitor.threshold,
         max_score=float(finite.max()) if len(finite) else float("nan"),
         false_alarm_rate=monitor.false_alarm_rate,
+        meaning=monitor.meaning,
         n_recalculated=len(answered),
         n_failed=len(records) - len(answered),
         n_correlated=0 if recalculate is None else recalculate.plan.n_correlated,

@@ -12,6 +12,7 @@ from ase import Atoms
 from ase.data import covalent_radii
 
 from ase_bayesmlip.md.events import UncertaintyWarning
+from ase_bayesmlip.metrics.reach import frames_needed, reachable_rate
 
 # Above this size the neighbour list is cheaper than all pairs.
 _ALL_PAIRS_LIMIT = 300
@@ -75,66 +76,12 @@ def false_alarm_threshold(calibration_scores: Sequence[float] | np.ndarray, rate
     # The small shift keeps rates such as 1 / (n + 1) from losing a rank to round-off.
     rank = math.ceil((n + 1) * (1 - rate) - 1e-9 * (n + 1))
     if rank > n:
-        needed = math.ceil(1 / rate - 1 - 1e-9)
         raise ValueError(
-            f"a false-alarm rate of {rate} needs at least {needed} calibration frames, and there "
-            f"are {n}; give more frames or a rate of at least {1 / (n + 1):.3g}"
+            f"a false-alarm rate of {rate} needs at least {frames_needed(rate)} calibration "
+            f"frames, and there are {n}; give more frames or a rate of at least "
+            f"{reachable_rate(n):.3g}"
         )
     return float(np.partition(scores, rank - 1)[rank - 1])
-
-
-def find_threshold(
-    threshold: float | None,
-    rate: float | None,
-    scores: Sequence[float] | np.ndarray | None,
-    score_name: str,
-    calculator: Any,
-) -> float:
-    """Threshold from a number, or from a false-alarm rate and calibration scores.
-
-    The scores are the given ones, or those that the model card of the calculator holds under
-    ``calibration["scores"][score_name]``.
-
-    Raises
-    ------
-    ValueError
-        If not exactly one of `threshold` and `rate` is given, or if there are no scores.
-    """
-    if rate is not None and threshold is None:
-        return false_alarm_threshold(find_scores(scores, score_name, calculator), rate)
-    if threshold is None or rate is not None:
-        raise ValueError("give exactly one of threshold and false_alarm_rate")
-    if not math.isfinite(threshold):
-        raise ValueError(f"threshold must be finite, not {threshold}")
-    return float(threshold)
-
-
-def find_scores(
-    scores: Sequence[float] | np.ndarray | None, score_name: str, calculator: Any
-) -> Sequence[float] | np.ndarray:
-    """Calibration scores: the given ones, or those in the model card of the calculator.
-
-    Raises
-    ------
-    ValueError
-        If there are none.
-    """
-    if scores is not None:
-        return scores
-    card = getattr(calculator, "card", None)
-    if card is None:
-        raise ValueError(
-            "a false-alarm rate or an alarm needs calibration scores, and the atoms have no "
-            "calculator with a model card; set atoms.calc first, or give calibration_scores or "
-            "threshold"
-        )
-    known = card.calibration.get("scores", {})
-    if score_name not in known:
-        raise ValueError(
-            f"the model card holds no calibration scores for {score_name!r} (it holds "
-            f"{', '.join(known) or 'none'}); give calibration_scores or threshold"
-        )
-    return known[score_name]
 
 
 class Trigger:

@@ -211,6 +211,9 @@ def train_member(
     if bootstrap:
         generator = np.random.default_rng([config.seeds.data, index])
         order = generator.integers(len(train), size=len(train)).tolist()
+    folds = getattr(config.posterior, "folds", None)
+    if folds:
+        order = np.flatnonzero(fold_of_frames(config, len(train)) != index % folds).tolist()
     trainer = Trainer(
         potential,
         train,
@@ -223,6 +226,13 @@ def train_member(
         warm=start is not None,
     )
     trainer.run(progress, position=position)
+
+
+def fold_of_frames(config: Config, n_frames: int) -> np.ndarray:
+    """Fold of each training frame, (n_frames,), of a run with `posterior.folds`, by chance."""
+    folds = getattr(config.posterior, "folds", 1)
+    generator = np.random.default_rng([config.seeds.data, folds])
+    return np.asarray(generator.permutation(np.arange(n_frames) % folds))
 
 
 def chosen_members(
@@ -286,5 +296,10 @@ def load_members(folder: Path) -> TrainedMembers:
                 "with --resume"
             )
         check_identity(path, state.identity, config, index)
+        folds = getattr(config.posterior, "folds", None)
+        if folds:
+            kept = int(np.sum(fold_of_frames(config, record["n_train"]) != index % folds))
+            if state.identity.get("n_train") != kept:
+                raise ValueError(f"{path} was not trained without a fold of the training frames")
         weights.append(state.best)
     return TrainedMembers(config, record, tuple(weights))

@@ -45,27 +45,34 @@ def write_served(
 
 
 def replace_card(path: Path, card: ModelCard) -> None:
-    """Write a served file again with another card, its programs unchanged.
+    """Write a served file again with another card and the programs that it names.
 
     Raises
     ------
     ValueError
         If a compiled part is damaged.
     """
-    _write_again(path, card, _parts(path, read_card(path).compiled))
+    _write_again(path, card, _parts(path, card.compiled))
 
 
-def add_compiled(path: Path, record: dict[str, Any], files: Files) -> ModelCard:
+def add_compiled(
+    path: Path, record: dict[str, Any], files: Files, card: ModelCard | None = None
+) -> ModelCard:
     """Write a served file again with one more compiled program, or another in its place.
 
     The record gets the checksums of the files.
+
+    Parameters
+    ----------
+    card : ModelCard, optional
+        Of the file, where it has been read and the file has not changed since.
 
     Raises
     ------
     ValueError
         If a part that stays is damaged.
     """
-    card = read_card(path)
+    card = card or read_card(path)
     kept = [other for other in card.compiled if folder_of(other) != folder_of(record)]
     extra = _parts(path, kept)
     extra |= {folder_of(record) + name: content for name, content in files.items()}

@@ -15,13 +15,13 @@ from ase_bayesmlip.card import ModelCard, read_card
 from ase_bayesmlip.serving.archive import quiet_torchscript, write_served
 from ase_bayesmlip.serving.compiler import rebuild_members
 from ase_bayesmlip.serving.export import script
-from ase_bayesmlip.serving.runtime import load_model
+from ase_bayesmlip.serving.runtime import LoadedModel, load_model
 from ase_bayesmlip.serving.served_model import ServedModel
 from ase_bayesmlip.serving.variance_scaling import set_factors, total_factors
 
 
 def write_recalibrated(
-    source: Path, target: Path, record: dict[str, Any], calibration: dict[str, Any]
+    source: Path | LoadedModel, target: Path, record: dict[str, Any], calibration: dict[str, Any]
 ) -> ModelCard:
     """Write a served file with one more recalibration.
 
@@ -32,8 +32,9 @@ def write_recalibrated(
 
     Parameters
     ----------
-    source, target : Path
-        May be the same.
+    source : Path or LoadedModel
+    target : Path
+        May be the file of the source.
     record : dict
         For `ModelCard.recalibrations`; its factors multiply those already in the file.
     calibration : dict
@@ -42,10 +43,15 @@ def write_recalibrated(
     Raises
     ------
     ValueError
-        If the file fails its self-test.
+        If the file fails its self-test, or is no longer the one that was loaded.
     """
-    source, target = Path(source), Path(target)
-    card = read_card(source)
+    target = Path(target)
+    if isinstance(source, LoadedModel):
+        if not source.is_current:
+            raise ValueError(f"{source.path} has changed since it was loaded; start again")
+        path, card = Path(source.path), source.card
+    else:
+        path, card = Path(source), read_card(source)
     factors = Factors.from_dict(record["factors"])
     new = dataclasses.replace(
         card,
@@ -54,7 +60,7 @@ def write_recalibrated(
         probe=_scaled_probe(card.probe, factors),
         compiled=[],
     )
-    module = _module(source)
+    module = _module(path, card)
     set_factors(module.variance_scaling, total_factors(new))
     trial = target.with_name(target.name + ".trial")
     try:
@@ -66,14 +72,13 @@ def write_recalibrated(
     return new
 
 
-def _module(path: Path) -> Any:
+def _module(path: Path, card: ModelCard) -> Any:
     """The TorchScript program of a file; one from before there were factors is built anew."""
     with quiet_torchscript():
         module = torch.jit.load(str(path), map_location="cpu")
         if hasattr(module, "variance_scaling"):
             return module
-        members, references = rebuild_members(path)
-        card = read_card(path)
+        members, references = rebuild_members(path, card)
         known = {z: float(references[z]) for z in card.atomic_numbers}
         return script(ServedModel(members, known), card.dtype)
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from ase import Atoms
 
-from ase_bayesmlip.card import ModelCard, read_card
+from ase_bayesmlip.card import ModelCard
 from ase_bayesmlip.config import LossConfig, ModelConfig
 from ase_bayesmlip.config.strict import from_dict
 from ase_bayesmlip.graph import AtomicGraph, batch_graphs
@@ -82,11 +82,12 @@ def compile_served(path: Path, device: str = "cpu", dtype: str | None = None) ->
         the reference.
     """
     path = Path(path)
-    card = read_card(path)
-    dtype = dtype or card.dtype
     target = find_device(device)
     started = time.monotonic()
-    members, references = rebuild_members(path)
+    reference = load_model(path, dtype="float64", backend="torchscript")
+    card = reference.card
+    dtype = dtype or card.dtype
+    members, references = rebuild_members(path, card)
     program = MixtureProgram(members, references, DTYPES[dtype])
     set_factors(program.variance_scaling, total_factors(card))
     program = program.to(target)
@@ -120,10 +121,10 @@ def compile_served(path: Path, device: str = "cpu", dtype: str | None = None) ->
             "table_error": program.table_error,
         }
         compiled = CompiledProgram(record, files, target)
-        reference = load_model(path, dtype="float64", backend="torchscript")
         record["deviation"] = _compare(compiled, reference, dtype)
     record["seconds"] = round(time.monotonic() - started, 1)
-    card = add_compiled(path, record, files)
+    # Another program may have come into the file in these minutes.
+    card = add_compiled(path, record, files, card if reference.is_current else None)
     _remember(card.compiled[-1], path)
     return card
 
@@ -140,9 +141,10 @@ def _remember(record: dict[str, Any], path: Path) -> None:
         )
 
 
-def rebuild_members(path: Path) -> tuple[list[Potential | LastLayerPotential], torch.Tensor]:
+def rebuild_members(
+    path: Path, card: ModelCard
+) -> tuple[list[Potential | LastLayerPotential], torch.Tensor]:
     """Potentials with the weights of a served file, in float64, and its reference energies."""
-    card = read_card(path)
     model = from_dict(ModelConfig, card.config["model"])
     loss = from_dict(LossConfig, card.config["loss"])
     with quiet_torchscript():

@@ -79,6 +79,11 @@ class LoadedModel:
         return "torchscript" if self.program is None else "aoti"
 
     @property
+    def is_current(self) -> bool:
+        """Whether the file is still the one that was loaded."""
+        return Path(self.path).is_file() and _checksum(self.path) == self.sha256
+
+    @property
     def lazy(self) -> bool:
         """Whether a step without the covariances of forces takes less work, see `predict`."""
         return self.card.lazy if self.program is None else self.program.has_lean

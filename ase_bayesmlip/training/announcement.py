@@ -7,6 +7,7 @@ import logging
 from ase.data import chemical_symbols
 
 from ase_bayesmlip.config import Config
+from ase_bayesmlip.metrics.reach import promise
 from ase_bayesmlip.structures.labelled import read_frames
 from ase_bayesmlip.structures.reading import in_words
 from ase_bayesmlip.training.data import TrainingData
@@ -44,21 +45,25 @@ def describe(config: Config, data: TrainingData) -> str:
     lone = f"; {data.n_lone} training frames with atoms that have no neighbour" * (data.n_lone > 0)
     return (
         f"{len(data.train)} training and {len(data.valid)} validation frames; labels: {labels}; "
-        f"elements: {elements}; reference energies: {_references(config)}; {_alarms(config)}{lone}"
-        f"; read from {in_words(config.data.train)}"
+        f"elements: {elements}; reference energies: {_references(config)}; "
+        f"{_alarms(config, len(data.train))}{lone}; read from {in_words(config.data.train)}"
     )
 
 
 def _references(config: Config) -> str:
     given = config.data.reference_energies
     if given == "fit":
-        return "fitted to the training frames"
+        outside = getattr(config.posterior, "folds", None)
+        return f"fitted to the {'validation' if outside else 'training'} frames"
     return "given in the configuration" if isinstance(given, dict) else f"given in {given}"
 
 
-def _alarms(config: Config) -> str:
+def _alarms(config: Config, n_train: int) -> str:
     paths = config.data.calibration
-    if not paths:
-        return "no calibration frames: a monitor will need a threshold in eV/Å"
-    n = len(read_frames(paths, config.data.keys, config.data.units))
-    return f"{n} calibration frames: false alarms down to {1 / (n + 1):.2g} a frame"
+    if paths:
+        n = len(read_frames(paths, config.data.keys, config.data.units))
+        return f"{n} calibration frames: {promise(n)}"
+    folds = getattr(config.posterior, "folds", None)
+    if folds:
+        return f"thresholds from {folds} folds of the training frames: {promise(n_train // folds)}"
+    return "no calibration frames: a monitor will need a threshold in eV/Å"

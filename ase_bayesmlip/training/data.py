@@ -248,17 +248,34 @@ def load_training_data(config: Config) -> TrainingData:
     else:
         valid = read_frames(data.valid, data.keys, data.units)
     _check_stress(data, train)
-    references = reference_energies(data, train)
+    # Members that leave out folds must not learn of them by what all members share.
+    shared = _outside_folds(train, valid) if getattr(config.posterior, "folds", None) else train
+    references = reference_energies(data, shared)
     of_frames = neighbor_counts(train, config.model.cutoff)
-    counts = np.concatenate(of_frames)
+    counts = np.concatenate(
+        of_frames if shared is train else neighbor_counts(shared, config.model.cutoff)
+    )
     if not counts.any():
         raise DataError(
             f"no training atom has a neighbour within model.cutoff, {config.model.cutoff} Å: there "
             "is nothing to learn; a cutoff is 4 to 6 Å as a rule"
         )
-    statistics = data_statistics(train, references, counts)
+    statistics = data_statistics(shared, references, counts)
     n_lone = sum(bool((count == 0).any()) for count in of_frames)
     return TrainingData(train, valid, references, statistics, n_lone)
+
+
+def _outside_folds(train: list[LabelledFrame], valid: list[LabelledFrame]) -> list[LabelledFrame]:
+    """The validation frames, which are in no fold, if they know every element."""
+    known = {int(z) for frame in valid for z in frame.atoms.numbers}
+    missing = sorted({int(z) for frame in train for z in frame.atoms.numbers} - known)
+    if missing:
+        raise DataError(
+            "with posterior.folds the validation frames give what all members share, and they "
+            f"hold no {', '.join(chemical_symbols[z] for z in missing)}; give data.valid with "
+            "every element"
+        )
+    return valid
 
 
 def _check_stress(data: DataConfig, train: Sequence[LabelledFrame]) -> None:

@@ -1,13 +1,13 @@
 """What uncertainty costs a step: every kind of posterior against one potential, one run.
 
-python examples/benchmarks/posterior_cost.py --threads 2 --out ase_bayesmlip/posterior_cost.json
+python examples/benchmarks/posterior_cost.py --threads 2 --out posterior_cost.json
 
-Prints a table of milliseconds and ratios, and with --out writes the file that `bayesmlip inspect`
-quotes. A posterior is either n networks (ensemble, SWAG, IVON, Laplace of all weights: everything
-comes at once) or one network with n drawn readouts (last-layer Laplace: energy variances in closed
-form, the covariance of forces by n derivatives more), or one evidential network, whose whole answer
-is compared with the same network without heads. Potentials are untrained, of the default
-shape, in float32. BAYESMLIP_DATA is the folder of the reference data, for the box of water.
+Prints a table of milliseconds and ratios, and with --out writes them. A posterior is either n
+networks (ensemble, SWAG, IVON, Laplace of all weights: everything comes at once) or one network
+with n drawn readouts (last-layer Laplace: energy variances in closed form, the covariance of forces
+by n derivatives more), or one evidential network, whose whole answer is compared with the same
+network without heads. Potentials are untrained, of the default shape, in float32. BAYESMLIP_DATA is
+the folder of the reference data, for the box of water.
 """
 
 import argparse

@@ -1,7 +1,12 @@
-"""A configuration to train from, for tests of the commands."""
+"""A configuration to train from, and who reads which card, for tests of the commands."""
+
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import yaml
+
+from ase_bayesmlip.card import ModelCard
 
 
 @pytest.fixture
@@ -33,3 +38,17 @@ def write_config(tmp_path, data_folder):
         return path
 
     return write
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """How often the card of each file is read."""
+    counted = Counter()
+    read = ModelCard.from_json.__func__
+
+    def count(cls, text, source="model card"):
+        counted[Path(source).name] += 1
+        return read(cls, text, source)
+
+    monkeypatch.setattr(ModelCard, "from_json", classmethod(count))
+    return counted

@@ -1,7 +1,6 @@
 """What `bayesmlip inspect` says of a file."""
 
 import json
-import re
 
 from ase_bayesmlip.card import read_card
 from ase_bayesmlip.cli.main import main
@@ -15,7 +14,7 @@ def test_inspect_table(served, capsys):
     assert rows["epistemic"] == "spread of potentials trained from different seeds"
     assert rows["aleatoric"] == "noise heads trained on energy and forces"
     assert rows["passes per step"] == "4 network(s), 4 derivative(s) for forces"
-    assert re.match(r"ethanol \d+\.\d \(compiled \d+\.\d\), water_192 ", rows["measured cost"])
+    assert "cost" not in " ".join(rows)  # which is of other potentials
     assert rows["cutoff"] == "4.0 Å"
     assert rows["elements"] == "H (-13.6000 eV), C (-1027.5000 eV), O (-2041.9000 eV)"
     assert rows["trained in"] == "float64"

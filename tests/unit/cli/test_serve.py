@@ -16,7 +16,7 @@ def test_serve_a_folder_that_is_no_run(tmp_path, capsys):
     assert not (tmp_path / "model.pt").exists()
 
 
-def test_from_frames_to_a_served_file(write_config, tmp_path, data_folder, capsys, ethanol):
+def test_from_frames_to_a_served_file(write_config, tmp_path, data_folder, capsys, ethanol, reads):
     run, path = tmp_path / "run", tmp_path / "model.pt"
     assert main(["train", str(write_config()), "--out", str(run), "--quiet"]) == 0
     printed = capsys.readouterr()
@@ -29,8 +29,11 @@ def test_from_frames_to_a_served_file(write_config, tmp_path, data_folder, capsy
     calibration = [f"{data_folder / 'ethanol_calib.extxyz'}@0:20"]
     assert main(["serve", str(run), "-o", str(path)]) == 0
     assert "no calibration frames" in capsys.readouterr().err
+    reads.clear()
     assert main(["serve", str(run), "-o", str(path), "--calibration", *calibration]) == 0
+    assert reads == {"model.pt": 1}
     printed = capsys.readouterr()
+    assert "20 calibration frames: false-alarm rates from 4.8 % on can be promised" in printed.out
     assert f"wrote {path}" in printed.out
     assert printed.err == ""
 

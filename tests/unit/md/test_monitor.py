@@ -323,8 +323,8 @@ def test_false_alarm_rate_without_scores():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "exactly one"),
-        ({"threshold": 1.0, "false_alarm_rate": 0.1}, "exactly one"),
+        ({}, "no calculator with a model card"),
+        ({"threshold": 1.0, "false_alarm_rate": 0.1}, "not both"),
         ({"threshold": np.nan}, "finite"),
         ({"threshold": 1.0, "upper_limit": 0.5}, "above the threshold"),
         ({"threshold": 1.0, "budget": -1}, "budget"),

@@ -1,0 +1,231 @@
+"""What a monitor compares a score with: a number, calibration frames, or folds of training frames.
+
+**Folds.** Where no frame can be spared for calibration, members are trained without some of the
+training frames (``posterior.folds``: K): member j leaves out the frames of fold j mod K. The score
+s_k of a frame is then taken over the members that left out fold k alone, and τ_k is its conformal
+quantile over the m_k frames of that fold, which are exchangeable with a new frame for these
+members. So s_k(new) > τ_k has a probability of at most the rate, and a frame is flagged when this
+is so in every fold, which is no more likely than in one of them. The price: n frames reach the
+rate K/(n + K) and not 1/(n + 1), and where the folds disagree fewer frames are flagged than the
+rate allows, foreign ones among them. Ranks of all folds together, as of CV+ and cross-conformal
+prediction (doi:10.1214/20-AOS1965), reach no further and promise twice the level. Members that
+have all seen a frame promise nothing of its like.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from ase import Atoms
+
+from ase_bayesmlip.md.events import UncertaintyWarning
+from ase_bayesmlip.md.threshold import false_alarm_threshold
+from ase_bayesmlip.metrics.reach import frames_needed, reachable_rate
+from ase_bayesmlip.scores import (
+    SCORES,
+    Score,
+    ScoreFunction,
+    calibration_scores,
+    evaluate_score,
+)
+
+# Of a monitor that is given neither a rate nor a threshold.
+DEFAULT_RATE = 0.01
+
+
+class Limit(NamedTuple):
+    """What a frame is compared with, and what that stands for.
+
+    Attributes
+    ----------
+    threshold : float, unit of the score
+    rate : float or None
+        False alarms per frame, at most; None for a threshold that was given.
+    score : function
+        The one that was asked for, or a `FoldScore` of it.
+    meaning : str
+        In words.
+    """
+
+    threshold: float
+    rate: float | None
+    score: ScoreFunction
+    meaning: str
+
+
+def find_limit(
+    threshold: float | None,
+    rate: float | None,
+    scores: Sequence[float] | np.ndarray | None,
+    score: tuple[str, ScoreFunction],
+    calculator: Any,
+) -> Limit:
+    """Limit from a threshold, or from a false-alarm rate and scores.
+
+    The scores are the given ones, or those that the model card of the calculator holds for the
+    name. Without threshold and rate the rate is `DEFAULT_RATE`, or the smallest reachable one.
+
+    Raises
+    ------
+    ValueError
+        If both `threshold` and `rate` are given, or if there are no scores, or too few.
+
+    Warns
+    -----
+    UncertaintyWarning
+        If there are too few scores for `DEFAULT_RATE`, which nobody asked for.
+    """
+    name, function = score
+    if threshold is not None:
+        if rate is not None:
+            raise ValueError("give threshold or false_alarm_rate, not both")
+        if not math.isfinite(threshold):
+            raise ValueError(f"threshold must be finite, not {threshold}")
+        return Limit(float(threshold), None, function, f"{name} above {threshold:.4g}, as given")
+    card = getattr(calculator, "card", None)
+    folds = [] if scores is not None or card is None else card.calibration.get("folds", [])
+    if folds:
+        by_folds = FoldScore(name, folds, rate)
+        found, rate, function = by_folds.threshold, by_folds.rate, by_folds
+        which = (
+            f"{by_folds.n_frames} training frames (each scored by the members that left it out; "
+            f"all {len(folds)} folds must agree, which misses more than calibration frames would)"
+        )
+    else:
+        scores = find_scores(scores, name, calculator)
+        rate = _default_rate(len(scores)) if rate is None else rate
+        found, which = false_alarm_threshold(scores, rate), f"{len(scores)} calibration frames"
+    words = f"{name} above {found:.4g}: at most {100 * rate:.3g} % of frames like the {which}"
+    return Limit(found, rate, function, words)
+
+
+def _default_rate(n: int) -> float:
+    rate = max(DEFAULT_RATE, reachable_rate(n))
+    if rate > DEFAULT_RATE:
+        warnings.warn(
+            f"with {n} scores no false-alarm rate below {rate:.3g} can be promised: it takes the "
+            f"place of the usual {DEFAULT_RATE}, which needs {frames_needed(DEFAULT_RATE)}",
+            UncertaintyWarning,
+            stacklevel=4,
+        )
+    return rate
+
+
+def find_scores(
+    scores: Sequence[float] | np.ndarray | None, score_name: str, calculator: Any
+) -> Sequence[float] | np.ndarray:
+    """Calibration scores: the given ones, or those in the model card of the calculator.
+
+    Raises
+    ------
+    ValueError
+        If there are none.
+    """
+    if scores is not None:
+        return scores
+    card = getattr(calculator, "card", None)
+    if card is None:
+        raise ValueError(
+            "a false-alarm rate or an alarm needs calibration scores, and the atoms have no "
+            "calculator with a model card; set atoms.calc first, or give calibration_scores or "
+            "threshold"
+        )
+    if card.calibration.get("folds"):
+        raise ValueError(
+            "the thresholds of this file come from folds of the training frames, whose scores are "
+            "of some members each; give calibration_scores or threshold, or write the file with "
+            "calibration frames: bayesmlip serve RUN --calibration FRAMES"
+        )
+    known = card.calibration.get("scores", {})
+    if score_name not in known:
+        raise ValueError(
+            f"the model card holds no calibration scores for {score_name!r} (it holds "
+            f"{', '.join(known) or 'none'}); give calibration_scores or threshold"
+        )
+    return known[score_name]
+
+
+def fold_scores(
+    results: Sequence[Mapping[str, Any]], frames: Sequence[Atoms], members: Sequence[int]
+) -> dict[str, list[float]]:
+    """Scores of the frames of one fold by the members that have not seen them, sorted.
+
+    Parameters
+    ----------
+    results : sequence of mapping
+        One per frame, with ``energy_ensemble`` and ``forces_ensemble``.
+    """
+    return calibration_scores([_committee(result, members) for result in results], frames)
+
+
+class FoldScore:
+    """A score that compares a frame with every fold, see the head of this module.
+
+    It is τ min_k s_k/τ_k with τ the largest of the thresholds τ_k: above τ where all folds flag.
+
+    Parameters
+    ----------
+    name : str
+    folds : list of dict
+        Of a model card: ``members`` and ``scores`` of each fold.
+    rate : float
+
+    Raises
+    ------
+    ValueError
+        If a fold has no such scores, or too few for the rate.
+    """
+
+    def __init__(self, name: str, folds: list[dict[str, Any]], rate: float | None) -> None:
+        if any(name not in fold["scores"] for fold in folds):
+            raise ValueError(
+                f"the folds in the model card hold no scores for {name!r} (they hold "
+                f"{', '.join(folds[0]['scores'])}); give calibration_scores or threshold"
+            )
+        self._function = SCORES[name]
+        self._members = [fold["members"] for fold in folds]
+        scores = [fold["scores"][name] for fold in folds]
+        least = min(map(len, scores))
+        self.n_frames = sum(map(len, scores))
+        self.rate = _default_rate(least) if rate is None else rate
+        try:
+            limits = [false_alarm_threshold(values, self.rate) for values in scores]
+        except ValueError as error:
+            raise ValueError(f"of {len(folds)} folds the smallest is too small: {error}") from error
+        if min(limits) <= 0:
+            raise ValueError(f"the scores of a fold are {min(limits)}: its members do not differ")
+        self.threshold = max(limits)
+        self._factors = [self.threshold / limit for limit in limits]
+
+    def __call__(
+        self, results: Mapping[str, Any], atoms: Atoms, counted: np.ndarray | None = None
+    ) -> Score:
+        """Score of a frame, with the contributions of atoms where it has them."""
+        if "forces_ensemble" not in results:
+            raise ValueError(
+                "thresholds from folds of the training frames need what each member says: make "
+                "the calculator with return_members=True"
+            )
+        found = []
+        for members, factor in zip(self._members, self._factors, strict=True):
+            value, per_atom = evaluate_score(
+                self._function, _committee(results, members), atoms, counted
+            )
+            found.append(Score(factor * value, None if per_atom is None else factor * per_atom))
+        return min(found, key=lambda score: score.value)
+
+
+def _committee(results: Mapping[str, Any], members: Sequence[int]) -> dict[str, Any]:
+    """Epistemic variances of some of the members, over one less than there are."""
+    energy = np.asarray(results["energy_ensemble"], dtype=float)[list(members)]
+    forces = np.asarray(results["forces_ensemble"], dtype=float)[list(members)]
+    deviation = forces - forces.mean(axis=0)
+    return {
+        "energy_var_epistemic": energy.var(ddof=1),
+        "forces_cov_epistemic": np.einsum("sna,snb->nab", deviation, deviation)
+        / (len(members) - 1),
+    }
