@@ -20,6 +20,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "numpydoc"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"ase-bayesmlip {version}"
+html_theme_options = {"light_css_variables": {"code-font-size": "75%"}}  # 100 columns of code
 
 # Anchors of headings as code hosts make them.
 myst_heading_anchors = 4

@@ -111,7 +111,7 @@ def committee_results(energies: np.ndarray, forces: np.ndarray) -> dict[str, Any
 def evaluate_committee(
     calculators: Sequence[Calculator], frames: Sequence[Atoms]
 ) -> list[dict[str, Any]]:
-    """Results of any ASE calculators as the members of a committee, one dictionary per frame."""
+    """`committee_results` of every frame, from any ASE calculators as the members."""
     if not calculators:
         raise ValueError("a committee needs one calculator or more")
     results = []

@@ -184,7 +184,7 @@ def _in_rows(values: np.ndarray, dtype: type = np.float64) -> np.ndarray:
 
 
 def graph_of(atoms: Atoms, cutoff: float) -> AtomicGraph:
-    """A structure with its neighbours within the cutoff, found afresh, on the CPU."""
+    """A structure with its neighbours within the cutoff, Å, found afresh, on the CPU."""
     edges = neighbor_edges(atoms.positions, complete_cell(atoms), atoms.pbc, cutoff)
     return atomic_graph(atoms, edges)
 
