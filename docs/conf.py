@@ -62,7 +62,14 @@ def escape_bars(*event: Any) -> None:
     lines[:] = [re.sub(r"(``.*?``)|\|", lambda found: found[1] or r"\|", line) for line in lines]
 
 
+def readable_defaults(*event: Any) -> tuple[str, str] | None:
+    """Write `...` for the default factories of dataclasses, which no parser of signatures knows."""
+    arguments, returned = event[-2:]
+    return arguments and (arguments.replace("<factory>", "..."), returned)
+
+
 def setup(app: Sphinx) -> None:
     """Declare what is above."""
     app.add_directive("command-help", CommandHelp)
     app.connect("autodoc-process-docstring", escape_bars)
+    app.connect("autodoc-process-signature", readable_defaults)
