@@ -113,6 +113,9 @@ class TrainingConfig:
         Evaluations without improvement before training stops early; 0 never stops early.
     evaluate_every : int
         Epochs between evaluations on the validation frames.
+    time_limit : float or None, minutes
+        For the training of all members, side by side or one after another, with the epochs of a
+        posterior that follow it. The schedule fits itself to it; there are two epochs at least.
     dtype : "float32" or "float64"
     """
 
@@ -126,6 +129,7 @@ class TrainingConfig:
     weight_decay: float = 0.0
     patience: int = 0
     evaluate_every: int = 5
+    time_limit: float | None = None
     dtype: Literal["float32", "float64"] = "float32"
 
 
@@ -227,6 +231,9 @@ def _training_rules(training: TrainingConfig) -> list[Rule]:
     for name in ("warmup_steps", "patience"):
         value = getattr(training, name)
         rules.append((f"training.{name}", value, value >= 0, "not negative"))
+    limit = training.time_limit
+    if limit is not None:
+        rules.append(("training.time_limit", limit, 0 < limit < math.inf, "positive and finite"))
     return rules
 
 

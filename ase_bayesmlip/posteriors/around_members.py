@@ -32,10 +32,10 @@ from ase_bayesmlip.posteriors.run_folder import (
     prepare_run,
     read_run,
 )
-from ase_bayesmlip.posteriors.stage import Stage, read_stage, run_stage
 from ase_bayesmlip.training.data import TrainingData, load_training_data
 from ase_bayesmlip.training.distributed import barrier, process_group
-from ase_bayesmlip.training.state import differences
+from ase_bayesmlip.training.stage import Stage
+from ase_bayesmlip.training.state import Checkpoint, differences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +160,8 @@ def _fit_member(
     potential = build_potential(config.model, config.loss, data.statistics, 0, dtype)
     potential.load_state_dict(weights)
     made = stage(potential.to(device), train, valid, config, config.seeds.shuffling + index)
-    run_stage(made, folder / member_name(index), resume, progress, position)
+    made.open(folder / member_name(index), resume)
+    made.run(progress, position)
 
 
 def load_stages(folder: Path, name: str) -> tuple[TrainedMembers, list[dict[str, Any]]]:
@@ -176,9 +177,11 @@ def load_stages(folder: Path, name: str) -> tuple[TrainedMembers, list[dict[str,
     states = []
     for index in range(n_members):
         path = Path(folder) / member_name(index) / f"{name}.pt"
-        identity, state = read_stage(path)
-        check_identity(path, identity, config, index)
-        states.append(state)
+        found = Checkpoint.read(path)
+        if not found.finished:
+            raise ValueError(f"{path} stopped after step {found.done}; finish it with --resume")
+        check_identity(path, found.identity, config, index)
+        states.append(found.state)
     return TrainedMembers(config, record, tuple(state["model"] for state in states)), states
 
 

@@ -20,7 +20,9 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
 from ase_bayesmlip.config import Config as RunConfig
+from ase_bayesmlip.config import LossConfig
 from ase_bayesmlip.config.posterior import IVONConfig as Config
+from ase_bayesmlip.graph import AtomicGraph
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.posteriors.around_members import (
     AroundMembers,
@@ -33,17 +35,12 @@ from ase_bayesmlip.posteriors.curvature import estimated_diagonal
 from ase_bayesmlip.posteriors.ivon_optimizer import IVON
 from ase_bayesmlip.posteriors.lock import one_at_a_time
 from ase_bayesmlip.posteriors.options import RunOptions
-from ase_bayesmlip.posteriors.stage import digest
-from ase_bayesmlip.training.data import GraphDataset
-from ase_bayesmlip.training.distributed import (
-    own_batches,
-    rank,
-    sum_tensors_over_ranks,
-)
+from ase_bayesmlip.training.data import GraphDataset, Labels
+from ase_bayesmlip.training.distributed import rank, sum_tensors_over_ranks
+from ase_bayesmlip.training.epochs import Epochs, row_of
 from ase_bayesmlip.training.loss import negative_log_likelihood
 from ase_bayesmlip.training.outputs import evaluate
-from ase_bayesmlip.training.state import run_identity
-from ase_bayesmlip.training.validation import logged_errors
+from ase_bayesmlip.training.stage import digest
 
 __all__ = ["Config", "State", "draw", "fit", "load"]
 
@@ -69,10 +66,11 @@ class State(AroundMembers):
     deviations: tuple[Tensor, ...]
 
 
-class Variational:
-    """The stage that learns mean and variances: a step is an epoch."""
+class Variational(Epochs):
+    """The stage that learns mean and variances."""
 
-    name = NAME
+    name, log, section = NAME, f"{NAME}.csv", "posterior"
+    repair = ", or raise posterior.hess_init,"
 
     def __init__(
         self,
@@ -83,15 +81,13 @@ class Variational:
         shuffling_seed: int,
     ) -> None:
         assert isinstance(config.posterior, Config)
-        self.potential, self.config, self.settings = potential, config, config.posterior
-        self.train_set, self.valid_set = train, valid
-        self.shuffling_seed = shuffling_seed
-        self.n_steps = config.posterior.epochs
-        self.identity = run_identity(config) | {
-            "shuffling_seed": shuffling_seed,
-            "start": digest(potential.state_dict()),
-        }
-        settings = config.posterior
+        settings = self.settings = config.posterior
+        first = config.training.epochs
+        super().__init__(potential, train, valid, config, shuffling_seed, settings.epochs, first)
+        self.identity["start"] = digest(potential.state_dict())
+        self.stress = False  # which has no noise, and so no likelihood
+        # With a weight of one, the weight that comes back is the share of this rank.
+        self.loss = dataclasses.replace(config.loss, energy_weight=1.0)
         self.optimizer = IVON(
             potential.parameters(),
             lr=settings.learning_rate,
@@ -119,47 +115,37 @@ class Variational:
 
     def step(self, index: int) -> dict[str, float]:
         """One epoch."""
-        epoch = self.config.training.epochs + index
-        numbers = np.random.default_rng([self.shuffling_seed, epoch])
-        order = numbers.permutation(len(self.train_set)).tolist()
         # Every rank draws weights of its own.
-        noise_seed = np.random.default_rng([self.shuffling_seed, epoch, 1 + rank()])
-        noise = torch.Generator().manual_seed(int(noise_seed.integers(2**62)))
-        batch_size = self.config.training.batch_size
-        n_batches = math.ceil(len(order) / batch_size)
-        losses = []
-        # With a weight of one, the weight that comes back is the share of this rank.
-        whole = dataclasses.replace(self.config.loss, energy_weight=1.0)
-        batches = own_batches(self.train_set, order, batch_size, "nll_jef", whole)
-        for k, (graph, labels, part) in enumerate(batches):
-            done = (index + k / n_batches) / self.n_steps
-            for group in self.optimizer.param_groups:
-                group["lr"] = 0.5 * self.settings.learning_rate * (1.0 + math.cos(math.pi * done))
-            for _ in range(self.settings.train_samples):
-                with self.optimizer.sampled_params(noise):
-                    outputs = evaluate(self.potential, graph, False, create_graph=True)
-                    value = (
-                        negative_log_likelihood(outputs, labels, graph).mean() * part.energy_weight
-                    )
-                    value.backward()
-                losses.append(value.detach())
-                self._check(losses[-1], index)
-            self.optimizer.step(sum_tensors_over_ranks)
-        mean = torch.stack(losses).mean()
-        sum_tensors_over_ranks([mean])
-        errors = logged_errors(
-            self.potential, self.valid_set, self.config.loss.kind, self.config.loss, False
-        )
+        seed = np.random.default_rng([self.shuffling_seed, self.first + index, 1 + rank()])
+        self.noise = torch.Generator().manual_seed(int(seed.integers(2**62)))
+        train_nll = self.epoch(index)
         size = float(self._deviations().square().mean().sqrt())
-        return {"train_nll": float(mean), **errors, "rms_deviation": size}
+        return {
+            "train_nll": train_nll,
+            **row_of(self.validate(self.kind)),
+            "rms_deviation": size,
+        }
 
-    def _check(self, value: Tensor, index: int) -> None:
-        if not bool(torch.isfinite(value)):
-            raise FloatingPointError(
-                f"IVON diverged in epoch {index + 1} (loss {value.item():.3g}); lower "
-                "posterior.learning_rate, or raise posterior.hess_init, and train into another "
-                "folder"
-            )
+    def batch(
+        self, graph: AtomicGraph, labels: Labels, weighted: LossConfig, position: float
+    ) -> Tensor:
+        """One step along the mean over samples."""
+        done = self.schedule.at(position)
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.5 * self.settings.learning_rate * (1.0 + math.cos(math.pi * done))
+        losses = []
+        for _ in range(self.settings.train_samples):
+            with self.optimizer.sampled_params(self.noise):
+                outputs = evaluate(self.potential, graph, False, create_graph=True)
+                value = negative_log_likelihood(outputs, labels, graph).mean()
+                value = value * weighted.energy_weight
+                value.backward()
+            losses.append(value.detach())
+            self.check(losses[-1], losses[-1])
+        self.optimizer.step(sum_tensors_over_ranks)
+        found = torch.stack(losses)
+        sum_tensors_over_ranks([found])
+        return found
 
     def _deviations(self) -> Tensor:
         return parameters_to_vector(self.optimizer.posterior_std()).to("cpu", torch.float64)

@@ -56,9 +56,9 @@ from ase_bayesmlip.posteriors.linear_gaussian import (
 )
 from ase_bayesmlip.posteriors.lock import one_at_a_time
 from ase_bayesmlip.posteriors.options import RunOptions
-from ase_bayesmlip.posteriors.stage import digest
 from ase_bayesmlip.structures.labelled import LabelledFrame
 from ase_bayesmlip.training.data import GraphDataset
+from ase_bayesmlip.training.stage import Stage, digest
 from ase_bayesmlip.training.state import run_identity
 
 __all__ = ["Config", "Gaussian", "State", "draw", "fit", "linearised_variances", "load", "update"]
@@ -88,10 +88,10 @@ class State(AroundMembers):
         return self.config.posterior
 
 
-class Curvature:
+class Curvature(Stage):
     """The stage that sums the curvature over the training data: a step is a batch of structures."""
 
-    name = NAME
+    name, log = NAME, f"{NAME}.csv"
 
     def __init__(
         self,
@@ -104,10 +104,10 @@ class Curvature:
         assert isinstance(config.posterior, Config)
         self.potential, self.settings = potential, config.posterior
         potential.requires_grad_(config.posterior.weights == "all")
+        identity = run_identity(config) | {"start": digest(potential.state_dict())}
+        super().__init__(math.ceil(len(train) / BATCH), identity, potential.scale.device)
         self.train_set, self.valid_set = train, valid
         self.seed = seed
-        self.n_steps = math.ceil(len(train) / BATCH)
-        self.identity = run_identity(config) | {"start": digest(potential.state_dict())}
         self.mean = self._mean()
         self.diagonal = config.posterior.weights == "all"
         zeros = torch.zeros_like(self.mean)
@@ -185,10 +185,7 @@ class Curvature:
         """Weights, sums so far, and at the end the Gaussian."""
         return {
             "model": self.potential.state_dict(),
-            "total": {
-                field.name: getattr(self.total, field.name)
-                for field in dataclasses.fields(GaussNewton)
-            },
+            "total": vars(self.total),
             "gaussian": None if self.gaussian is None else vars(self.gaussian),
         }
 

@@ -29,8 +29,8 @@ from ase_bayesmlip.posteriors.run_folder import (
 )
 from ase_bayesmlip.training.data import GraphDataset, TrainingData, load_training_data
 from ase_bayesmlip.training.distributed import barrier, process_group, rank, world_size
-from ase_bayesmlip.training.loop import Trainer
-from ase_bayesmlip.training.state import load_state
+from ase_bayesmlip.training.state import Checkpoint
+from ase_bayesmlip.training.trainer import Trainer
 
 Weights = dict[str, Tensor]
 
@@ -214,18 +214,10 @@ def train_member(
     folds = getattr(config.posterior, "folds", None)
     if folds:
         order = np.flatnonzero(fold_of_frames(config, len(train)) != index % folds).tolist()
-    trainer = Trainer(
-        potential,
-        train,
-        valid,
-        config,
-        folder / member_name(index),
-        shuffling_seed=config.seeds.shuffling + index,
-        resume=resume,
-        order=order,
-        warm=start is not None,
-    )
-    trainer.run(progress, position=position)
+    seed = config.seeds.shuffling + index
+    trainer = Trainer(potential, train, valid, config, seed, order, warm=start is not None)
+    trainer.open(folder / member_name(index), resume)
+    trainer.run(progress, position)
 
 
 def fold_of_frames(config: Config, n_frames: int) -> np.ndarray:
@@ -289,17 +281,17 @@ def load_members(folder: Path) -> TrainedMembers:
             )
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: train the run with --resume to its end")
-        state = load_state(path)
-        if not state.finished:
+        found = Checkpoint.read(path)
+        if not found.finished:
             raise ValueError(
-                f"{path} stopped after epoch {state.epoch} of {config.training.epochs}; finish it "
+                f"{path} stopped after epoch {found.done} of {config.training.epochs}; finish it "
                 "with --resume"
             )
-        check_identity(path, state.identity, config, index)
+        check_identity(path, found.identity, config, index)
         folds = getattr(config.posterior, "folds", None)
         if folds:
             kept = int(np.sum(fold_of_frames(config, record["n_train"]) != index % folds))
-            if state.identity.get("n_train") != kept:
+            if found.identity.get("n_train") != kept:
                 raise ValueError(f"{path} was not trained without a fold of the training frames")
-        weights.append(state.best)
+        weights.append(found.state["best"])
     return TrainedMembers(config, record, tuple(weights))

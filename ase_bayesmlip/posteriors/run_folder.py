@@ -22,7 +22,12 @@ from ase_bayesmlip.nn.build import DataStatistics
 from ase_bayesmlip.training.announcement import announce
 from ase_bayesmlip.training.data import TrainingData
 from ase_bayesmlip.training.distributed import barrier, rank
-from ase_bayesmlip.training.state import differences, run_identity
+from ase_bayesmlip.training.state import (
+    check_same,
+    differences,
+    run_identity,
+    with_epochs_of,
+)
 
 CONFIG_FILE, RECORD_FILE = "config.yaml", "run.json"
 
@@ -55,12 +60,7 @@ def prepare_run(config: Config, data: TrainingData, folder: Path, resume: bool) 
 
 def _check_same_run(config: Config, record: dict[str, Any], folder: Path) -> None:
     stored, old = read_run(folder)
-    changed = differences(run_identity(stored), run_identity(config))
-    if changed:
-        raise ValueError(
-            f"{folder} holds a run with other settings ({'; '.join(changed)}); restore them, or "
-            "train into another folder"
-        )
+    check_same(folder, run_identity(stored), run_identity(config))
     for name in ("train", "valid"):
         if old[f"{name}_sha256"] != record[f"{name}_sha256"]:
             raise ValueError(f"{folder}: the {name} frames have changed since the run began")
@@ -154,6 +154,7 @@ def check_identity(path: Path, identity: dict[str, Any], config: Config, index: 
     ValueError
     """
     expected = run_identity(config) | {"shuffling_seed": config.seeds.shuffling + index}
+    identity = with_epochs_of(identity, expected)  # a member may have had more
     changed = differences(_shared(identity, expected), _shared(expected, identity))
     if changed:
         raise ValueError(

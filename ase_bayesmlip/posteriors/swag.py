@@ -18,7 +18,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
@@ -35,13 +34,9 @@ from ase_bayesmlip.posteriors.around_members import (
 )
 from ase_bayesmlip.posteriors.lock import one_at_a_time
 from ase_bayesmlip.posteriors.options import RunOptions
-from ase_bayesmlip.posteriors.stage import digest
 from ase_bayesmlip.training.data import GraphDataset
-from ase_bayesmlip.training.distributed import own_batches, sum_over_ranks
-from ase_bayesmlip.training.loss import final_loss, loss
-from ase_bayesmlip.training.outputs import evaluate
-from ase_bayesmlip.training.state import run_identity
-from ase_bayesmlip.training.validation import logged_errors
+from ase_bayesmlip.training.epochs import Epochs, row_of
+from ase_bayesmlip.training.stage import digest
 
 __all__ = ["Config", "Moments", "State", "draw", "fit", "load"]
 
@@ -108,10 +103,10 @@ class State(AroundMembers):
     moments: tuple[Moments, ...]
 
 
-class Snapshots:
-    """The stage that trains on at a constant rate and collects snapshots: a step is an epoch."""
+class Snapshots(Epochs):
+    """The stage that trains on at a constant rate and collects snapshots."""
 
-    name = NAME
+    name, log, section = NAME, f"{NAME}.csv", "posterior"
 
     def __init__(
         self,
@@ -122,67 +117,29 @@ class Snapshots:
         shuffling_seed: int,
     ) -> None:
         assert isinstance(config.posterior, Config)
-        self.potential, self.config, self.settings = potential, config, config.posterior
-        self.train_set, self.valid_set = train, valid
-        self.shuffling_seed = shuffling_seed
-        self.n_steps = config.posterior.epochs
-        self.kind = final_loss(config.loss)
-        self.unit = float(potential.scale)
-        self.stress = any(bool(labels.has_stress) for _, labels in train.items)
-        self.optimizer = torch.optim.AdamW(
-            potential.parameters(),
-            lr=config.posterior.learning_rate,
-            weight_decay=config.training.weight_decay,
-            amsgrad=True,
-        )
+        settings = self.settings = config.posterior
+        # The epochs before were the training's: no order of theirs is used again.
+        first = config.training.epochs
+        super().__init__(potential, train, valid, config, shuffling_seed, settings.epochs, first)
+        self.identity["start"] = digest(potential.state_dict())
+        self.least = 2 * settings.snapshot_every
+        self.optimizer = self.adamw(settings.learning_rate)
         self.moments = Moments.empty(sum(p.numel() for p in potential.parameters()))
-        self.identity = run_identity(config) | {
-            "shuffling_seed": shuffling_seed,
-            "start": digest(potential.state_dict()),
-        }
 
     def step(self, index: int) -> dict[str, float]:
         """One epoch, then perhaps a snapshot."""
-        # The epochs before were the training's: no order of theirs is used again.
-        epoch = self.config.training.epochs + index
-        generator = np.random.default_rng([self.shuffling_seed, epoch])
-        order = generator.permutation(len(self.train_set)).tolist()
-        losses = []
-        for graph, labels, weighted in own_batches(
-            self.train_set, order, self.config.training.batch_size, self.kind, self.config.loss
-        ):
-            outputs = evaluate(self.potential, graph, self.stress, create_graph=True)
-            value = loss(self.kind, weighted, outputs, labels, graph, self.unit)
-            self.optimizer.zero_grad(set_to_none=True)
-            value.backward()
-            value = sum_over_ranks(value.detach(), self.potential)
-            norm = torch.nn.utils.clip_grad_norm_(
-                self.potential.parameters(), self.config.training.clip_norm
-            )
-            if not bool(torch.isfinite(norm)):
-                raise FloatingPointError(
-                    f"SWAG diverged in epoch {index + 1} (loss {value.item():.3g}); lower "
-                    "posterior.learning_rate and train into another folder"
-                )
-            self.optimizer.step()
-            losses.append(value)
+        train_loss = self.epoch(index)
         if (index + 1) % self.settings.snapshot_every == 0:
             weights = parameters_to_vector(self.potential.parameters()).detach()
             self.moments = self.moments.updated(weights, self.settings.rank)
-        errors = logged_errors(
-            self.potential, self.valid_set, self.kind, self.config.loss, self.stress
-        )
-        return {"train_loss": float(torch.stack(losses).mean()), **errors}
+        return {"train_loss": train_loss, **row_of(self.validate(self.kind))}
 
     def state(self) -> dict[str, Any]:
         """Weights, optimiser and moments."""
         return {
             "model": self.potential.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "moments": {
-                field.name: getattr(self.moments, field.name)
-                for field in dataclasses.fields(Moments)
-            },
+            "moments": vars(self.moments),
         }
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -18,7 +18,6 @@ from ase_bayesmlip.nn.evidential.law import NormalInverseWishart, scale_distance
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.statistics import mahalanobis
 from ase_bayesmlip.training.data import GraphDataset
-from ase_bayesmlip.training.distributed import of_first_rank
 from ase_bayesmlip.training.evidential_loss import likely_force_factor, saturated
 from ase_bayesmlip.training.loss import loss
 from ase_bayesmlip.training.outputs import evaluate
@@ -117,17 +116,6 @@ def warn_if_saturated(metrics: dict[str, float], folder: Path) -> None:
             "before the likelihood",
             stacklevel=3,
         )
-
-
-def logged_errors(
-    potential: Potential, data: GraphDataset, kind: str, config: LossConfig, stress: bool
-) -> dict[str, float]:
-    """Loss and errors at a potential's weights, as columns of a table, the same on all ranks."""
-    unit = float(potential.scale)
-    metrics = validation_metrics(potential, data, kind, config, stress, unit)
-    metrics = of_first_rank(metrics, potential.scale.device)
-    names = ("loss", "energy_rmse_meV_per_atom", "forces_rmse_meV_per_A")
-    return {f"valid_{name}": metrics[name] for name in names}
 
 
 @contextmanager

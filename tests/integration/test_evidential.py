@@ -16,7 +16,7 @@ from ase_bayesmlip.serving.export import export_members
 from ase_bayesmlip.serving.runtime import load_model
 from ase_bayesmlip.structures.neighbors import graph_of
 from ase_bayesmlip.testing import check_served_model
-from ase_bayesmlip.training.loop import Trainer
+from ase_bayesmlip.training.trainer import Trainer
 
 VECTORS = {"hidden_irreps": "4x0e + 4x1o"}
 EVIDENTIAL, EIP = {"kind": "evidential"}, {"kind": "eip"}

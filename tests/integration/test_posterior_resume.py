@@ -7,9 +7,11 @@ import pytest
 import torch
 from tiny import CONTENT, assert_same, tiny_config
 
-from ase_bayesmlip.posteriors import POSTERIORS, RunOptions, ivon, laplace, stage
+from ase_bayesmlip.posteriors import POSTERIORS, RunOptions, ivon, laplace
 from ase_bayesmlip.posteriors.ivon_optimizer import IVON
-from ase_bayesmlip.training.loop import Trainer
+from ase_bayesmlip.training import epochs, stage
+from ase_bayesmlip.training.stage import Stage
+from ase_bayesmlip.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 
@@ -20,16 +22,16 @@ IVON_TWICE = {"kind": "ivon", "epochs": 3, "train_samples": 2}
 ALL = {"kind": "laplace", "weights": "all", "probes": 2}
 CASES = {
     "swag, batch": (SWAG, 4, torch.optim.AdamW, "step", 16),
-    "swag, validation": (SWAG, 4, POSTERIORS["swag"], "logged_errors", 4),
+    "swag, validation": (SWAG, 4, epochs, "validation_metrics", 4),
     "ivon, batch": (IVON_TWICE, 3, IVON, "step", 12),
     "ivon, sample": (IVON_TWICE, 3, ivon, "negative_log_likelihood", 24),
     "ivon, curvature": (IVON_TWICE, 3, ivon, "estimated_diagonal", 7),
     "laplace, batch": ({"kind": "laplace"}, 4, laplace, "linearise_last_layer", 4),
     "laplace, evidence": ({"kind": "laplace"}, 4, laplace, "maximise_evidence", 1),
     "laplace of all, structure": (ALL, 4, laplace, "estimated_diagonal", 7),
-    "swag, checkpoint": (SWAG, 4, stage, "_save", 4),
-    "ivon, checkpoint": (IVON_TWICE, 3, stage, "_save", 3),
-    "laplace, checkpoint": ({"kind": "laplace"}, 4, stage, "_save", 4),
+    "swag, checkpoint": (SWAG, 4, Stage, "_save", 4),
+    "ivon, checkpoint": (IVON_TWICE, 3, Stage, "_save", 3),
+    "laplace, checkpoint": ({"kind": "laplace"}, 4, Stage, "_save", 4),
     "swag, log": (SWAG, 4, stage, "append_metrics", 4),
     "ivon, log": (IVON_TWICE, 3, stage, "append_metrics", 3),
     "laplace, log": ({"kind": "laplace"}, 4, stage, "append_metrics", 4),
@@ -86,10 +88,10 @@ def interrupt(monkeypatch, target, name, call):
 
 
 def stages(folder):
-    """Content of every checkpoint of a stage."""
+    """Content of every checkpoint of a stage, but for the times."""
     paths = sorted(folder.glob("member-*/*.pt"))
     return {
-        f"{path.parent.name}/{path.name}": torch.load(path, weights_only=True)
+        f"{path.parent.name}/{path.name}": torch.load(path, weights_only=True) | {"seconds": []}
         for path in paths
         if path.name != "checkpoint.pt"
     }
@@ -190,7 +192,7 @@ def stopped(start, tmp_path, monkeypatch):
 
     def stop(settings):
         with monkeypatch.context() as patches:
-            interrupt(patches, stage, "_save", 2)
+            interrupt(patches, Stage, "_save", 2)
             with pytest.raises(KeyboardInterrupt):
                 run(settings, start, tmp_path / "run")
         return tmp_path / "run"
@@ -262,15 +264,15 @@ def test_a_checkpoint_that_cannot_be_read(stopped, start):
 @pytest.mark.parametrize("settings", [SWAG, IVON_TWICE])
 def test_divergence_says_what_to_do_and_keeps_the_checkpoint(stopped, start, settings, monkeypatch):
     folder = stopped(settings)
-    kind = settings["kind"]
+    module = ivon if settings["kind"] == "ivon" else epochs
     before = stages(folder)
-    evaluate = POSTERIORS[kind].evaluate
+    evaluate = module.evaluate
 
     def broken(*arguments, **keywords):
         outputs = evaluate(*arguments, **keywords)
         return outputs._replace(energy=outputs.energy * float("nan"))
 
-    monkeypatch.setattr(POSTERIORS[kind], "evaluate", broken)
+    monkeypatch.setattr(module, "evaluate", broken)
     with pytest.raises(FloatingPointError, match=r"diverged in epoch 2.*lower\s+posterior\.learni"):
         run(settings, start, folder, resume=True)
     assert_same(stages(folder), before)

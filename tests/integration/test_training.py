@@ -18,9 +18,9 @@ from ase_bayesmlip.posteriors import RunOptions, ensemble, point
 from ase_bayesmlip.posteriors.members import load_members
 from ase_bayesmlip.structures.reading import DataError
 from ase_bayesmlip.training.data import GraphDataset, load_training_data
-from ase_bayesmlip.training.loop import Trainer
 from ase_bayesmlip.training.outputs import evaluate
-from ase_bayesmlip.training.state import load_state, save_state
+from ase_bayesmlip.training.state import Checkpoint
+from ase_bayesmlip.training.trainer import Trainer
 
 DATA = Path(__file__).parents[2] / "data"
 
@@ -57,7 +57,9 @@ def make_config(**sections) -> Config:
     return from_dict(Config, content)
 
 
-def make_trainer(config: Config, folder: Path, seed: int = 0, **arguments) -> Trainer:
+def make_trainer(
+    config: Config, folder: Path, seed: int = 0, resume: bool = False, **arguments
+) -> Trainer:
     data = load_training_data(config)
     dtype = getattr(torch, config.training.dtype)
     train, valid = (
@@ -65,7 +67,9 @@ def make_trainer(config: Config, folder: Path, seed: int = 0, **arguments) -> Tr
         for frames in (data.train, data.valid)
     )
     potential = build_potential(config.model, config.loss, data.statistics, seed, dtype)
-    return Trainer(potential, train, valid, config, folder, **arguments)
+    trainer = Trainer(potential, train, valid, config, **arguments)
+    trainer.open(folder, resume)
+    return trainer
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -73,9 +77,18 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def kept(path: Path) -> dict:
+    """All that a checkpoint holds but the times."""
+    return {**vars(Checkpoint.read(path)), "seconds": []}
+
+
+def trained(trainer: Trainer):
+    trainer.run(progress=False)
+    return trainer.best_potential()
+
+
 def assert_same_run(one: Path, other: Path) -> None:
-    states = [dataclasses.asdict(load_state(folder / "checkpoint.pt")) for folder in (one, other)]
-    assert_same(*states)
+    assert_same(*(kept(folder / "checkpoint.pt") for folder in (one, other)))
     tables = [[{**row, "seconds": ""} for row in rows(folder)] for folder in (one, other)]
     assert tables[0] == tables[1]
 
@@ -92,11 +105,11 @@ def slow(value):
 @pytest.mark.parametrize("stop", [slow(3), 5, slow(7)])
 def test_resume_is_exact_before_at_and_after_the_change_of_loss(tmp_path, stop, schedule):
     config = make_config(training={"schedule": schedule})
-    whole = make_trainer(config, tmp_path / "whole").run(progress=False)
+    whole = trained(make_trainer(config, tmp_path / "whole"))
     make_trainer(config, tmp_path / "parts").run(progress=False, until=stop)
-    assert load_state(tmp_path / "parts/checkpoint.pt").epoch == stop
+    assert Checkpoint.read(tmp_path / "parts/checkpoint.pt").done == stop
     # Other initial weights: everything must come from the checkpoint.
-    resumed = make_trainer(config, tmp_path / "parts", seed=9, resume=True).run(progress=False)
+    resumed = trained(make_trainer(config, tmp_path / "parts", seed=9, resume=True))
     assert_same(dict(whole.state_dict()), dict(resumed.state_dict()))
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     phases = [row["phase"] for row in rows(tmp_path / "whole")]
@@ -131,7 +144,7 @@ def test_metrics_written_after_the_checkpoint_are_written_once(tmp_path, monkeyp
     save = trainer._save
 
     def interrupted():
-        if trainer.state.epoch == 6:
+        if trainer.done == 6:
             raise KeyboardInterrupt
         save()
 
@@ -197,17 +210,17 @@ def test_checkpoint_that_cannot_be_read(tmp_path):
         make_trainer(make_config(), tmp_path / "run", resume=True)
     torch.save({"version": 99}, path)
     with pytest.raises(ValueError, match="not a checkpoint of version 1"):
-        load_state(path)
+        Checkpoint.read(path)
     torch.save({"version": 1, "code": Path}, path)
     with pytest.raises(ValueError, match="not a readable checkpoint"):
-        load_state(path)
+        Checkpoint.read(path)
 
 
 def test_checkpoint_holds_plain_data_and_is_replaced_at_once(tmp_path):
     make_trainer(make_config(), tmp_path / "run").run(progress=False, until=1)
-    state = load_state(tmp_path / "run/checkpoint.pt")
-    save_state(state, tmp_path / "copy.pt")
-    assert_same(dataclasses.asdict(load_state(tmp_path / "copy.pt")), dataclasses.asdict(state))
+    state = Checkpoint.read(tmp_path / "run/checkpoint.pt")
+    state.write(tmp_path / "copy.pt")
+    assert_same(vars(Checkpoint.read(tmp_path / "copy.pt")), vars(state))
     assert not list(tmp_path.rglob(".*.pt.*"))
 
 
@@ -232,7 +245,7 @@ def test_average_is_the_exponential_average_of_the_weights(tmp_path, monkeypatch
     monkeypatch.setattr(trainer, "_step", followed)
     trainer.run(progress=False)
     assert n_steps == 12
-    average = load_state(tmp_path / "run/checkpoint.pt").average
+    average = Checkpoint.read(tmp_path / "run/checkpoint.pt").state["average"]
     for name, _ in trainer.potential.named_parameters():
         torch.testing.assert_close(average[name], expected[name], rtol=1e-12, atol=1e-14)
 
@@ -242,10 +255,10 @@ def test_training_improves_and_keeps_the_best(tmp_path):
         loss={"kind": "mse"}, training={"epochs": 20, "evaluate_every": 1, "learning_rate": 0.02}
     )
     trainer = make_trainer(config, tmp_path / "run")
-    best = trainer.run(progress=False)
+    best = trained(trainer)
     losses = [float(row["valid_loss"]) for row in rows(tmp_path / "run")]
     assert min(losses) < 0.5 * losses[0]
-    assert load_state(tmp_path / "run/checkpoint.pt").best_loss == min(losses)
+    assert Checkpoint.read(tmp_path / "run/checkpoint.pt").state["best_loss"] == min(losses)
     assert not any(parameter.requires_grad for parameter in best.parameters())
     force, n = 0.0, 0
     for graph, labels in trainer.valid_set.batches(range(3), 3):
@@ -279,14 +292,14 @@ def test_likelihood_starts_with_error_bars_of_the_size_of_the_errors(tmp_path):
     before = rows(tmp_path / "run")[-1]
     trainer = make_trainer(config, tmp_path / "run", resume=True)
     trainer.run(progress=False, until=6)
-    state = load_state(tmp_path / "run/checkpoint.pt")
+    state = Checkpoint.read(tmp_path / "run/checkpoint.pt").state
     rmse = 1e-3 * float(before["valid_forces_rmse_meV_per_A"])
-    assert float(state.model["noise.force_scale"]) == pytest.approx(rmse**2, rel=1e-9)
+    assert float(state["model"]["noise.force_scale"]) == pytest.approx(rmse**2, rel=1e-9)
     rmse = 1e-3 * float(before["valid_energy_rmse_meV_per_atom"])
     # ΔE²/n per structure of n = 9 atoms.
-    assert float(state.model["noise.energy_scale"]) == pytest.approx(9 * rmse**2, rel=1e-9)
+    assert float(state["model"]["noise.energy_scale"]) == pytest.approx(9 * rmse**2, rel=1e-9)
     for name in ("noise.energy_scale", "noise.force_scale"):
-        torch.testing.assert_close(state.average[name], state.model[name])
+        torch.testing.assert_close(state["average"][name], state["model"][name])
 
 
 def no_improvement(trainer: Trainer, monkeypatch) -> None:
@@ -303,7 +316,7 @@ def test_early_stopping_in_the_final_phase(tmp_path, monkeypatch):
     trainer.run(progress=False)
     # The first evaluation is the best one, three more bring nothing.
     assert [row["epoch"] for row in rows(tmp_path / "run")] == ["2", "4", "6", "8"]
-    assert load_state(tmp_path / "run/checkpoint.pt").finished
+    assert Checkpoint.read(tmp_path / "run/checkpoint.pt").finished
 
 
 @pytest.mark.slow
@@ -321,7 +334,7 @@ def test_patience_may_change_between_parts_of_a_run(tmp_path):
     make_trainer(make_config(), tmp_path / "run").run(progress=False, until=2)
     config = make_config(training={"patience": 5})
     trainer = make_trainer(config, tmp_path / "run", resume=True)
-    assert trainer.state.epoch == 2
+    assert trainer.done == 2
 
 
 def test_divergence_says_what_to_do_and_keeps_the_checkpoint(tmp_path, monkeypatch):
@@ -333,9 +346,10 @@ def test_divergence_says_what_to_do_and_keeps_the_checkpoint(tmp_path, monkeypat
         trainer.potential.embedding.fill_(math.nan)
     with pytest.raises(FloatingPointError, match=r"epoch 3.*lower training\.learning_rate"):
         trainer.run(progress=False)
-    state = load_state(tmp_path / "run/checkpoint.pt")
-    assert state.epoch == 2
-    assert all(torch.isfinite(v).all() for v in state.model.values() if v.is_floating_point())
+    found = Checkpoint.read(tmp_path / "run/checkpoint.pt")
+    assert found.done == 2
+    weights = found.state["model"].values()
+    assert all(torch.isfinite(v).all() for v in weights if v.is_floating_point())
 
 
 def test_stress_labels_are_trained(tmp_path):
@@ -350,7 +364,7 @@ def test_stress_labels_are_trained(tmp_path):
         )
         trainer = make_trainer(config, tmp_path / f"run-{weight}")
         assert trainer.stress
-        results.append(trainer.run(progress=False).state_dict()["embedding"])
+        results.append(trained(trainer).state_dict()["embedding"])
     assert not torch.equal(*results)
 
 
@@ -503,9 +517,8 @@ def test_unfinished_and_missing_members(tmp_path):
         load_members(tmp_path)
     fit(tmp_path / "run")
     checkpoint = tmp_path / "run/member-01/checkpoint.pt"
-    state = load_state(checkpoint)
-    state.finished, state.epoch = False, 1
-    save_state(state, checkpoint)
+    found = Checkpoint.read(checkpoint)
+    dataclasses.replace(found, finished=False, done=1).write(checkpoint)
     with pytest.raises(ValueError, match=r"member-01.*stopped after epoch 1 of 2; finish it"):
         load_members(tmp_path / "run")
     checkpoint.unlink()

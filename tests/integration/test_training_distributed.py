@@ -22,10 +22,10 @@ from ase_bayesmlip.nn.build import build_potential
 from ase_bayesmlip.posteriors import RunOptions, ensemble
 from ase_bayesmlip.training import distributed
 from ase_bayesmlip.training.data import GraphDataset, load_training_data
-from ase_bayesmlip.training.loop import Trainer
 from ase_bayesmlip.training.loss import loss
 from ase_bayesmlip.training.outputs import evaluate
-from ase_bayesmlip.training.state import load_state
+from ase_bayesmlip.training.state import Checkpoint
+from ase_bayesmlip.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 
@@ -100,9 +100,10 @@ def make_potential(config: Config, seed: int = 0) -> torch.nn.Module:
 
 
 def train(config: Config, folder: Path) -> dict[str, torch.Tensor]:
-    trainer = Trainer(make_potential(config), *make_sets(config), config, folder)
+    trainer = Trainer(make_potential(config), *make_sets(config), config)
+    trainer.open(folder, resume=False)
     trainer.run(progress=False)
-    return trainer.state.model | dict(trainer.potential.state_dict())
+    return dict(trainer.potential.state_dict())
 
 
 # --- the worker ----------------------------------------------------------------------------------
@@ -133,7 +134,7 @@ def work(folder: Path) -> None:
         try:
             ensemble.fit(make_config(), folder / "parts", RunOptions(resume=True, progress=False))
         except KeyboardInterrupt:
-            assert load_state(folder / "parts/member-01/checkpoint.pt").epoch == 3
+            assert Checkpoint.read(folder / "parts/member-01/checkpoint.pt").done == 3
 
 
 def fail(folder: Path) -> None:
@@ -202,10 +203,11 @@ def test_two_ranks_train_the_weights_of_one_process(worked, tmp_path, name):
     assert not torch.allclose(first["embedding"], start["embedding"], rtol=1e-3)
     assert_close(train(config, tmp_path), first)
     one, two = (
-        load_state(path / "checkpoint.pt") for path in (tmp_path, worked / f"{name}, rank 0")
+        Checkpoint.read(path / "checkpoint.pt").state
+        for path in (tmp_path, worked / f"{name}, rank 0")
     )
-    assert two.best_loss == pytest.approx(one.best_loss, rel=1e-9)
-    assert_close(one.best, two.best)
+    assert two["best_loss"] == pytest.approx(one["best_loss"], rel=1e-9)
+    assert_close(one["best"], two["best"])
 
 
 def metrics(folder: Path) -> list[list[str]]:
@@ -244,10 +246,11 @@ def test_an_interrupted_run_continues_to_the_same_bits(commanded, worked):
     whole, _ = commanded
     for member in ("member-00", "member-01"):
         one, two = (
-            dataclasses.asdict(load_state(folder / member / "checkpoint.pt"))
+            Checkpoint.read(folder / member / "checkpoint.pt")
             for folder in (whole, worked / "parts")
         )
-        assert one["epoch"] == two["epoch"] == 6
+        assert one.done == two.done == 6
+        one, two = one.state, two.state
         for part in ("model", "average", "best"):
             assert all(torch.equal(one[part][name], two[part][name]) for name in one[part])
         for index, moments in one["optimizer"]["state"].items():

@@ -8,7 +8,7 @@ from ase_bayesmlip.config import Config, LossConfig, from_dict
 from ase_bayesmlip.nn.build import build_potential
 from ase_bayesmlip.structures.labelled import read_frames
 from ase_bayesmlip.training.data import GraphDataset, load_training_data
-from ase_bayesmlip.training.loop import Trainer
+from ase_bayesmlip.training.trainer import Trainer
 from ase_bayesmlip.training.validation import validation_metrics
 
 pytestmark = pytest.mark.reference_data
@@ -53,7 +53,10 @@ def test_learns_acetylacetone(reference_data, tmp_path):
         GraphDataset(frames, data.references, config.model.cutoff, torch.float32)
         for frames in (data.train, data.valid)
     ]
-    trained = Trainer(potential, *sets, config, tmp_path / "run").run(progress=False)
+    trainer = Trainer(potential, *sets, config)
+    trainer.open(tmp_path / "run", resume=False)
+    trainer.run(progress=False)
+    trained = trainer.best_potential()
     metrics = validation_metrics(
         trained, sets[1], "mse", config.loss, False, data.statistics.force_rms
     )

@@ -9,7 +9,7 @@ from ase_bayesmlip.nn.heads import NoiseHeads
 from ase_bayesmlip.structures.labelled import read_frames
 from ase_bayesmlip.training.data import GraphDataset, load_training_data
 from ase_bayesmlip.training.first_scales import set_first_scales
-from ase_bayesmlip.training.loop import Trainer
+from ase_bayesmlip.training.trainer import Trainer
 
 FORMS = {
     "sum": ({}, {}, {"kind": "nll_jef"}),
@@ -35,7 +35,9 @@ def trainer_of(form, folder, mixed):
     if mixed:  # molecules of nine atoms and crystals of twelve
         frames = [*data.valid, *read_frames(f"{DATA / 'co2_train.extxyz'}@0:3", config.data.keys)]
         valid = GraphDataset(frames, data.references, config.model.cutoff, torch.float64)
-    return Trainer(potential, train, valid, config, folder)
+    trainer = Trainer(potential, train, valid, config)
+    trainer.open(folder, resume=False)
+    return trainer
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -43,15 +45,15 @@ def trainer_of(form, folder, mixed):
 def test_chi_squared_is_one_at_the_start(form, mixed, tmp_path):
     """The energy's was 9 for molecules of 9 atoms with the noise "mean"."""
     trainer = trainer_of(form, tmp_path, mixed)
-    trainer._enter_phase()
-    assert trainer.state.phase == FORMS[form][2]["kind"]
+    trainer._enter_phase(0)
+    assert trainer.now.phase == FORMS[form][2]["kind"]
     metrics = trainer._validate()
     assert metrics["energy_chi2"] == pytest.approx(1.0, rel=1e-9)
     if FORMS[form][2]["kind"] == "nll_jef" and "cholesky" not in form:
         assert metrics["forces_chi2"] == pytest.approx(1.0, rel=1e-9)
     # The trained weights start with what the averaged ones were measured with.
     for name in ("energy_scale", "force_scale"):
-        expected = trainer.state.average[f"noise.{name}"]
+        expected = trainer.now.average[f"noise.{name}"]
         assert torch.equal(getattr(trainer.potential.noise, name), expected)
 
 
@@ -59,7 +61,7 @@ def test_the_shared_noise_stands_for_the_whole_energy(tmp_path):
     scales = {}
     for form in ("sum", "mean"):
         trainer = trainer_of(form, tmp_path / form, False)
-        trainer._enter_phase()
+        trainer._enter_phase(0)
         scales[form] = float(trainer.potential.noise.energy_scale)
     assert scales["mean"] == pytest.approx(9 * scales["sum"])
 
