@@ -89,6 +89,8 @@ class ModelCard:
         of each field from the reference, both relative, and ``sha256`` of each part
         (``program.pt2``, ...), which is checked before the part is used.
     versions : dict of str to str
+    unfinished : list of str
+        What is missing of the training, where it had not come to its end.
     created : str
         ISO date and time.
     format_version : int
@@ -118,6 +120,7 @@ class ModelCard:
     probe: dict[str, Any] = dataclasses.field(default_factory=dict)
     compiled: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    unfinished: list[str] = dataclasses.field(default_factory=list)
     created: str = ""
     format_version: int = FORMAT_VERSION
     units: dict[str, str] = dataclasses.field(default_factory=lambda: dict(UNITS))

@@ -281,6 +281,7 @@ FIELDS: dict[str, Rule] = {
     "dtype": _one_of("float32", "float64"),
     "reference_energies": _mapping(_number()),
     "seed": _or_null(_count),
+    "unfinished": _list_of(_text),
     "training": _TRAINING,
     "calibration": _CALIBRATION,
     "recalibrations": _list_of(_RECALIBRATION),

@@ -57,6 +57,7 @@ def describe(card: ModelCard) -> dict[str, str]:
     draws = f" with {card.n_draws} draws each" if card.n_draws else ""
     draws += "" if card.seed is None else f", seed {card.seed}"
     return {
+        **({"unfinished": "; ".join(card.unfinished)} if card.unfinished else {}),
         "posterior": f"{card.kind}, {card.n_members} member(s){draws}, ddof {card.ddof}",
         "epistemic": _epistemic(card),
         "aleatoric": _aleatoric(card),

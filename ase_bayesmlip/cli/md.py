@@ -187,6 +187,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.reference and ":" in arguments.reference and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # last, so that a file of the user's hides nothing
     model = load_model(arguments.model, arguments.device, arguments.dtype)
+    if model.card.unfinished:
+        missing = "; ".join(model.card.unfinished)
+        print(f"served before the end of its training: {missing}", file=sys.stderr)
     by_folds = bool(model.card.calibration.get("folds"))  # whose score asks each member
     with announced():
         summary = run_simulation(

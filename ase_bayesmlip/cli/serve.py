@@ -13,7 +13,7 @@ from ase_bayesmlip.cli.compile import compile_file
 def add_parser(commands: Any) -> None:
     """Declare the command."""
     parser = commands.add_parser("serve", help="write the posterior of a run as one file")
-    parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the file, model.pt")
     parser.add_argument(
         "--samples", type=int, help="draws (default: posterior.samples; of an ensemble, all)"
@@ -29,6 +29,11 @@ def add_parser(commands: Any) -> None:
         "--calibration",
         nargs="+",
         help="frames that fix the monitor's thresholds (default: data.calibration of the run)",
+    )
+    parser.add_argument(
+        "--unfinished",
+        action="store_true",
+        help="serve a run that has not come to its end as it is, and say so in the file",
     )
     parser.set_defaults(run=run)
 
@@ -47,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     run_config, _ = read_run(arguments.folder)
     posterior = POSTERIORS[run_config.posterior.kind]
-    state = posterior.load(arguments.folder)
+    state = posterior.load(arguments.folder, arguments.unfinished)
     generator = torch.Generator().manual_seed(arguments.seed)
     members = posterior.draw(state, arguments.samples, generator)
     data = state.config.data
@@ -58,10 +63,19 @@ def run(arguments: argparse.Namespace) -> None:
     folds = None if frames else getattr(state.config.posterior, "folds", None)
     if folds and len(members) < state.config.posterior.members:
         raise ValueError(
-            f"--samples {arguments.samples} leaves out members that the folds of the training "
-            "frames are scored by; serve all of them, or give --calibration frames"
+            f"{len(members)} of {state.config.posterior.members} members are served, and the folds "
+            "of the training frames are scored by all; serve them all, or give --calibration frames"
         )
-    card = export_members(members, state.config, state.record, arguments.output, arguments.seed)
+    card = export_members(
+        members,
+        state.config,
+        state.record,
+        arguments.output,
+        arguments.seed,
+        state.unfinished,
+    )
+    for note in card.unfinished:
+        print(f"unfinished: {note}", file=sys.stderr)
     if frames and card.has_epistemic:
         print(f"{n_kept} calibration frames: {promise(n_kept)}")
         score_frames(arguments.output, frames)

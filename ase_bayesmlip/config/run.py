@@ -115,7 +115,7 @@ class TrainingConfig:
         Epochs between evaluations on the validation frames.
     time_limit : float or None, minutes
         For the training of all members, side by side or one after another, with the epochs of a
-        posterior that follow it. The schedule fits itself to it; there are two epochs at least.
+        posterior that follow it. The schedule fits itself to it, to an epoch.
     dtype : "float32" or "float64"
     """
 

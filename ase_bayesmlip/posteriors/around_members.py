@@ -23,19 +23,15 @@ from ase_bayesmlip.posteriors.members import (
     load_members,
     member_data,
     run_members,
+    seconds_for,
     train_members,
 )
 from ase_bayesmlip.posteriors.options import RunOptions
-from ase_bayesmlip.posteriors.run_folder import (
-    check_identity,
-    member_name,
-    prepare_run,
-    read_run,
-)
+from ase_bayesmlip.posteriors.run_folder import member_name, prepare_run, read_members
 from ase_bayesmlip.training.data import TrainingData, load_training_data
 from ase_bayesmlip.training.distributed import barrier, process_group
 from ase_bayesmlip.training.stage import Stage
-from ase_bayesmlip.training.state import Checkpoint, differences
+from ase_bayesmlip.training.state import differences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +55,11 @@ class AroundMembers:
     def record(self) -> dict[str, Any]:
         """What the run kept of its data."""
         return self.run.record
+
+    @property
+    def unfinished(self) -> tuple[str, ...]:
+        """What is missing of a run that has not come to its end."""
+        return self.run.unfinished
 
 
 def starting_members(config: Config, folder: Path, options: RunOptions) -> TrainedMembers:
@@ -136,8 +137,9 @@ def fit_members(
         ``stage(potential, train, valid, config, seed)``, at the top of its module.
     """
     with process_group(options.device) as device:
+        own = dataclasses.replace(options, device=device)
         arguments = [
-            (stage, start.config, folder, index, weights, options.resume, device)
+            (stage, start.config, folder, index, weights, own)
             for index, weights in enumerate(start.weights)
         ]
         run_members(_fit_member, arguments, options)
@@ -150,39 +152,31 @@ def _fit_member(
     folder: Path,
     index: int,
     weights: Weights,
-    resume: bool,
-    device: str,
+    options: RunOptions,
     progress: bool,
     position: int,
 ) -> None:
-    data, train, valid = member_data(config, device)
+    data, train, valid = member_data(config, options.device)
     dtype = getattr(torch, config.training.dtype)
     potential = build_potential(config.model, config.loss, data.statistics, 0, dtype)
     potential.load_state_dict(weights)
-    made = stage(potential.to(device), train, valid, config, config.seeds.shuffling + index)
-    made.open(folder / member_name(index), resume)
+    made = stage(potential.to(options.device), train, valid, config, config.seeds.shuffling + index)
+    if made.section:
+        made.limit = seconds_for(config, made.n_steps, options.jobs)
+    made.open(folder / member_name(index), options.resume)
     made.run(progress, position)
 
 
-def load_stages(folder: Path, name: str) -> tuple[TrainedMembers, list[dict[str, Any]]]:
-    """What the stage of that name left of every member: its weights, and its whole state.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If the folder is no run, or one that has not come to its end.
-    """
-    config, record = read_run(folder)
-    n_members: int = config.posterior.members  # type: ignore[union-attr]
-    states = []
-    for index in range(n_members):
-        path = Path(folder) / member_name(index) / f"{name}.pt"
-        found = Checkpoint.read(path)
-        if not found.finished:
-            raise ValueError(f"{path} stopped after step {found.done}; finish it with --resume")
-        check_identity(path, found.identity, config, index)
-        states.append(found.state)
-    return TrainedMembers(config, record, tuple(state["model"] for state in states)), states
+def load_stages(
+    folder: Path,
+    name: str,
+    unfinished: bool,
+    is_usable: Callable[[dict[str, Any]], bool] = lambda _: True,
+) -> tuple[TrainedMembers, list[dict[str, Any]]]:
+    """What the stage of that name left of every member, see `read_members`."""
+    left = read_members(folder, name, unfinished, is_usable)
+    weights = tuple(state["model"] for state in left.states)
+    return TrainedMembers(left.config, left.record, weights, left.unfinished), left.states
 
 
 def drawn_potentials(

@@ -172,15 +172,9 @@ def fit(config: RunConfig, folder: Path, options: RunOptions = RunOptions()) -> 
     return load(folder)
 
 
-def load(folder: Path) -> State:
-    """Read the means and deviations of a run.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If the folder is no run, or one that has not come to its end.
-    """
-    run, states = load_stages(folder, NAME)
+def load(folder: Path, unfinished: bool = False) -> State:
+    """Read the means and deviations of a run, see `run_folder.read_members`."""
+    run, states = load_stages(folder, NAME, unfinished)
     return State(run, tuple(state["deviations"] for state in states))
 
 

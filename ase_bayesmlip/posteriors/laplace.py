@@ -204,15 +204,9 @@ def fit(config: RunConfig, folder: Path, options: RunOptions = RunOptions()) -> 
     return load(folder)
 
 
-def load(folder: Path) -> State:
-    """Read the Gaussians of a run.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If the folder is no run, or one that has not come to its end.
-    """
-    run, states = load_stages(folder, NAME)
+def load(folder: Path, unfinished: bool = False) -> State:
+    """Read the Gaussians of a run, see `run_folder.read_members`."""
+    run, states = load_stages(folder, NAME, unfinished, lambda state: state["gaussian"] is not None)
     return State(run, tuple(Gaussian(**state["gaussian"]) for state in states))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import multiprocessing
 import os
 import threading
@@ -22,14 +23,14 @@ from ase_bayesmlip.nn.evidential.potential import HEAD, freeze_features
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.posteriors.options import RunOptions
 from ase_bayesmlip.posteriors.run_folder import (
-    check_identity,
     member_name,
     prepare_run,
+    read_members,
     read_run,
 )
 from ase_bayesmlip.training.data import GraphDataset, TrainingData, load_training_data
-from ase_bayesmlip.training.distributed import barrier, process_group, rank, world_size
-from ase_bayesmlip.training.state import Checkpoint
+from ase_bayesmlip.training.distributed import barrier, process_group, rank
+from ase_bayesmlip.training.loss import final_loss
 from ase_bayesmlip.training.trainer import Trainer
 
 Weights = dict[str, Tensor]
@@ -71,11 +72,14 @@ class TrainedMembers:
         Statistics and checksums of the data, see `TrainingData.record`.
     weights : tuple of dict of str to Tensor
         Best averaged weights of each member.
+    unfinished : tuple of str
+        What is missing, where the run has not come to its end.
     """
 
     config: Config
     record: dict[str, Any]
     weights: tuple[Weights, ...]
+    unfinished: tuple[str, ...] = ()
 
     @property
     def statistics(self) -> DataStatistics:
@@ -115,28 +119,18 @@ def train_members(
     FileExistsError
         If the folder holds a run that is not to be resumed.
     ValueError
-        If the data or the configuration differ from those of the run that is resumed, or if
-        several jobs are asked for under torchrun.
+        If the data or the configuration differ from those of the run that is resumed.
     """
-    _check_jobs(options.jobs)
     with process_group(options.device) as device:
         prepare_run(config, load_training_data(config), folder, options.resume)
         starts = [None] * n_members if start is None else start
+        own = dataclasses.replace(options, device=device)
         arguments = [
-            (config, folder, index, bootstrap, options.resume, device, starts[index])
-            for index in range(n_members)
+            (config, folder, index, bootstrap, own, starts[index]) for index in range(n_members)
         ]
         run_members(train_member, arguments, options)
         barrier()  # the last checkpoint is rank 0's to write and everyone's to read
     return load_members(folder)
-
-
-def _check_jobs(jobs: int) -> None:
-    if world_size() > 1 and jobs > 1:
-        raise ValueError(
-            f"jobs is {jobs}, but under torchrun members are trained one after another, each on "
-            "all processes; leave it at 1"
-        )
 
 
 def run_members(
@@ -190,21 +184,20 @@ def train_member(
     folder: Path,
     index: int,
     bootstrap: bool,
-    resume: bool,
-    device: str,
+    options: RunOptions,
     start: Start | None,
     progress: bool,
     position: int = 0,
 ) -> None:
     """Train member number `index`: its seeds are those of the configuration plus the index."""
-    data, train, valid = member_data(config, device)
+    data, train, valid = member_data(config, options.device)
     potential = build_potential(
         config.model,
         config.loss,
         data.statistics,
         seed=config.seeds.initialisation + index,
         dtype=getattr(torch, config.training.dtype),
-    ).to(device)
+    ).to(options.device)
     if start is not None:
         start.put_into(potential)
     order = None
@@ -216,7 +209,8 @@ def train_member(
         order = np.flatnonzero(fold_of_frames(config, len(train)) != index % folds).tolist()
     seed = config.seeds.shuffling + index
     trainer = Trainer(potential, train, valid, config, seed, order, warm=start is not None)
-    trainer.open(folder / member_name(index), resume)
+    trainer.limit = seconds_for(config, config.training.epochs, options.jobs)
+    trainer.open(folder / member_name(index), options.resume)
     trainer.run(progress, position)
 
 
@@ -225,6 +219,22 @@ def fold_of_frames(config: Config, n_frames: int) -> np.ndarray:
     folds = getattr(config.posterior, "folds", 1)
     generator = np.random.default_rng([config.seeds.data, folds])
     return np.asarray(generator.permutation(np.arange(n_frames) % folds))
+
+
+def seconds_for(config: Config, epochs: int, jobs: int) -> float | None:
+    """Time for so many of the epochs of a member; None without a limit.
+
+    Members that are trained one after another share the time, and so do training and the epochs of
+    a posterior that follow it.
+    """
+    limit, posterior = config.training.time_limit, config.posterior
+    if limit is None:
+        return None
+    n_members, after = getattr(posterior, "members", 1), getattr(posterior, "epochs", 0)
+    around = after > 0 and getattr(posterior, "start_from", None) is not None
+    total = after + (0 if around else config.training.epochs)
+    rounds = math.ceil(n_members / min(jobs, n_members))
+    return 60.0 * limit / rounds * epochs / total
 
 
 def chosen_members(
@@ -257,8 +267,13 @@ def member_data(config: Config, device: str) -> tuple[TrainingData, GraphDataset
     return data, train, GraphDataset(data.valid, data.references, cutoff, dtype, device)
 
 
-def load_members(folder: Path) -> TrainedMembers:
+def load_members(folder: Path, unfinished: bool = False) -> TrainedMembers:
     """Read the members of a run.
+
+    Parameters
+    ----------
+    unfinished : bool
+        Take those that have been validated with the final loss, at their best.
 
     Raises
     ------
@@ -268,30 +283,19 @@ def load_members(folder: Path) -> TrainedMembers:
         If a member has not finished training, is of another training than the folder says, or if
         the run started from the members of another.
     """
-    config, record = read_run(folder)
-    n_members = getattr(config.posterior, "members", 1)
-    weights = []
-    for index in range(n_members):
-        path = Path(folder) / member_name(index) / "checkpoint.pt"
-        start = getattr(config.posterior, "start_from", None)
-        if not path.is_file() and start is not None and config.posterior.kind != "evidential":
-            raise ValueError(
-                f"{folder} holds no training of its own: its posterior started from {start}; give "
-                "that run instead"
-            )
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: train the run with --resume to its end")
-        found = Checkpoint.read(path)
-        if not found.finished:
-            raise ValueError(
-                f"{path} stopped after epoch {found.done} of {config.training.epochs}; finish it "
-                "with --resume"
-            )
-        check_identity(path, found.identity, config, index)
-        folds = getattr(config.posterior, "folds", None)
-        if folds:
-            kept = int(np.sum(fold_of_frames(config, record["n_train"]) != index % folds))
-            if found.identity.get("n_train") != kept:
-                raise ValueError(f"{path} was not trained without a fold of the training frames")
-        weights.append(found.state["best"])
-    return TrainedMembers(config, record, tuple(weights))
+    config, _ = read_run(folder)
+    start = getattr(config.posterior, "start_from", None)
+    first = Path(folder) / member_name(0) / f"{Trainer.name}.pt"
+    if not first.is_file() and start is not None and config.posterior.kind != "evidential":
+        raise ValueError(
+            f"{folder} holds no training of its own: its posterior started from {start}; give "
+            "that run instead"
+        )
+
+    def is_trained(state: dict[str, Any]) -> bool:
+        return state["phase"] == final_loss(config.loss) and math.isfinite(state["best_loss"])
+
+    left = read_members(folder, Trainer.name, unfinished, is_trained)
+    return TrainedMembers(
+        left.config, left.record, tuple(state["best"] for state in left.states), left.unfinished
+    )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from ase_bayesmlip.training.distributed import world_size
+
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
@@ -25,3 +27,12 @@ class RunOptions:
     device: str = "cpu"
     jobs: int = 1
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.jobs < 1:
+            raise ValueError(f"jobs is {self.jobs}; it must be 1 or more")
+        if world_size() > 1 and self.jobs > 1:
+            raise ValueError(
+                f"jobs is {self.jobs}, but under torchrun members are trained one after another, "
+                "each on all processes; leave it at 1"
+            )

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -23,6 +24,7 @@ from ase_bayesmlip.training.announcement import announce
 from ase_bayesmlip.training.data import TrainingData
 from ase_bayesmlip.training.distributed import barrier, rank
 from ase_bayesmlip.training.state import (
+    Checkpoint,
     check_same,
     differences,
     run_identity,
@@ -139,7 +141,69 @@ def _check_probe(probe: dict[str, Any]) -> None:
             raise ValueError(f"probe.{name} has the shape {np.shape(probe[name])}, not {shape}")
 
 
-def check_identity(path: Path, identity: dict[str, Any], config: Config, index: int) -> None:
+class Left(NamedTuple):
+    """What a stage left in the folder of a run.
+
+    Attributes
+    ----------
+    config : Config
+    record : dict
+    states : list of dict
+        Of each member.
+    unfinished : tuple of str
+        What is missing.
+    """
+
+    config: Config
+    record: dict[str, Any]
+    states: list[dict[str, Any]]
+    unfinished: tuple[str, ...]
+
+
+def read_members(
+    folder: Path, name: str, unfinished: bool, is_usable: Callable[[dict[str, Any]], bool]
+) -> Left:
+    """Read what the stage of a name left of every member.
+
+    Parameters
+    ----------
+    unfinished : bool
+        Take members that have not come to their end, if their state `is_usable`.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the folder is no run, or one that has not come to its end, or not far enough.
+    """
+    config, record = read_run(folder)
+    states, notes = [], []
+    for index in range(getattr(config.posterior, "members", 1)):
+        path = Path(folder) / member_name(index) / f"{name}.pt"
+        if unfinished and not path.is_file():
+            notes.append(f"{member_name(index)} has not begun")
+            continue
+        found = Checkpoint.read(path)
+        check_identity(path, found.identity, config, index, record["n_train"])
+        if not found.finished:
+            steps = f"step {found.done}" + (f" of {found.schedule[0]}" if found.schedule else "")
+            if not unfinished:
+                raise ValueError(
+                    f"{path} stopped after {steps}; finish it with --resume, or serve it as it is "
+                    "with `bayesmlip serve --unfinished`"
+                )
+            early = not is_usable(found.state)
+            notes.append(f"{member_name(index)} {'is left out ' * early}after {steps}")
+            if early:
+                continue
+        states.append(found.state)
+    if len(states) < (2 if config.posterior.kind == "ensemble" else 1):
+        raise ValueError(f"{folder} cannot be served yet ({'; '.join(notes)}): go on with --resume")
+    return Left(config, record, states, tuple(notes))
+
+
+def check_identity(
+    path: Path, identity: dict[str, Any], config: Config, index: int, n_train: int
+) -> None:
     """Refuse a checkpoint that another training has written than the one of the configuration.
 
     Parameters
@@ -148,12 +212,16 @@ def check_identity(path: Path, identity: dict[str, Any], config: Config, index: 
         Of the checkpoint of member number `index`.
     identity : dict
         What it says of its training. Settings that did not exist then are not compared.
+    n_train : int
+        Training frames of the run.
 
     Raises
     ------
     ValueError
     """
     expected = run_identity(config) | {"shuffling_seed": config.seeds.shuffling + index}
+    if folds := getattr(config.posterior, "folds", None):
+        expected["n_train"] = n_train - len(range(index % folds, n_train, folds))
     identity = with_epochs_of(identity, expected)  # a member may have had more
     changed = differences(_shared(identity, expected), _shared(expected, identity))
     if changed:

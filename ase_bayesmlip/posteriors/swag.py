@@ -171,15 +171,9 @@ def fit(config: RunConfig, folder: Path, options: RunOptions = RunOptions()) -> 
     return load(folder)
 
 
-def load(folder: Path) -> State:
-    """Read the moments of a run.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If the folder is no run, or one that has not come to its end.
-    """
-    run, states = load_stages(folder, NAME)
+def load(folder: Path, unfinished: bool = False) -> State:
+    """Read the moments of a run, see `run_folder.read_members`."""
+    run, states = load_stages(folder, NAME, unfinished, lambda state: state["moments"]["n"] > 1)
     return State(run, tuple(Moments(**state["moments"]) for state in states))
 
 

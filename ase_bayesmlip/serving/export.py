@@ -1,6 +1,7 @@
 """From posterior samples to one TorchScript file."""
 
 import copy
+import dataclasses
 import datetime
 import platform
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ def export_members(
     record: dict[str, Any],
     path: Path,
     seed: int | None = None,
+    unfinished: Sequence[str] = (),
 ) -> ModelCard:
     """Mix posterior samples and write them as one served file.
 
@@ -41,6 +43,8 @@ def export_members(
         What the run kept of its data (`TrainingData.record`).
     seed : int or None
         Of the draw, for the card.
+    unfinished : sequence of str
+        What is missing of the training, for the card.
 
     Returns
     -------
@@ -57,6 +61,7 @@ def export_members(
     graph = probe_graph(record["probe"], config.model.cutoff)
     expected = expected_numbers(model(graph, False, False))
     card = _card(members, config, record, {**record["probe"], "expected": expected}, seed)
+    card = dataclasses.replace(card, unfinished=list(unfinished))
     save_served(model, card, path)
     return card
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 # Epochs whose mean time is the pace.
-RECENT = 10
+RECENT = 5
 
 
 class Schedule(NamedTuple):
@@ -55,12 +55,12 @@ def planned_epochs(most: int, done: int, limit: float, seconds: Sequence[float])
     limit : float, s
         For all epochs.
     seconds : sequence of float
-        Time of each epoch so far. The first one is slow: it tells the pace only where it leaves no
-        time for two more.
+        Time of each epoch so far. The first, which is slow, is not counted in the pace; alone it
+        tells no more than that time is up.
     """
     left = limit - sum(seconds)
     pace = statistics.fmean(seconds[1:][-RECENT:] or seconds)
-    enough = 2 if len(seconds) == 1 else most - done
+    enough = 1 if len(seconds) == 1 else most - done
     if left >= enough * pace:
         return most
-    return done + max(1, int(max(left, 0.0) / pace + 1e-9))
+    return done + (max(1, int(left / pace + 1e-9)) if left > 0.0 else 1)
