@@ -70,7 +70,6 @@ COVERED_BY = {
     "posteriors/evidential.py": "integration/test_evidential.py",
     "posteriors/options.py": "integration/test_posteriors.py",
     "posteriors/point.py": "integration/test_training.py",
-    "posteriors/stage.py": "integration/test_posterior_resume.py",
     "report/files.py": "integration/test_cli_evaluate.py",
     "report/simulation.py": "integration/test_cli_md.py",
     "report/style.py": "unit/report/test_html.py",
@@ -86,6 +85,7 @@ COVERED_BY = {
     "testing.py": "contract/test_served_model.py",
     "training/component_loss.py": "unit/training/test_evidential_loss.py",
     "training/distributed.py": "integration/test_training_distributed.py",
+    "training/epochs.py": "unit/training/test_trainer.py",
     "training/state.py": "integration/test_training.py",
 }
 

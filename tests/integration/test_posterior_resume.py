@@ -152,7 +152,7 @@ def test_an_interrupted_fit_continues_to_the_same_bits(
         with pytest.raises(FileNotFoundError, match=r"is missing: train the run with --resume"):
             POSTERIORS[settings["kind"]].load(tmp_path / "run")
     elif not all(content["finished"] for content in stages(tmp_path / "run").values()):
-        with pytest.raises(ValueError, match=r"stopped after step \d; finish it with --resume"):
+        with pytest.raises(ValueError, match=r"after step \d of \d; finish it with --resume"):
             POSTERIORS[settings["kind"]].load(tmp_path / "run")
     run(settings, start, tmp_path / "run", resume=True)
     assert_same_fit(whole(settings), tmp_path / "run")

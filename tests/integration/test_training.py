@@ -519,7 +519,7 @@ def test_unfinished_and_missing_members(tmp_path):
     checkpoint = tmp_path / "run/member-01/checkpoint.pt"
     found = Checkpoint.read(checkpoint)
     dataclasses.replace(found, finished=False, done=1).write(checkpoint)
-    with pytest.raises(ValueError, match=r"member-01.*stopped after epoch 1 of 2; finish it"):
+    with pytest.raises(ValueError, match=r"member-01.*stopped after step 1 of 2; finish it"):
         load_members(tmp_path / "run")
     checkpoint.unlink()
     with pytest.raises(FileNotFoundError, match=r"member-01.*is missing"):
