@@ -136,7 +136,6 @@ def test_interruption_in_the_middle_of_an_epoch_loses_nothing(tmp_path, step, mo
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-@pytest.mark.slow
 def test_metrics_written_after_the_checkpoint_are_written_once(tmp_path, monkeypatch):
     config = make_config()
     make_trainer(config, tmp_path / "whole").run(progress=False)
@@ -165,7 +164,6 @@ def test_resume_of_a_finished_run_changes_nothing(tmp_path):
     assert (tmp_path / "run/checkpoint.pt").read_bytes() == before
 
 
-@pytest.mark.slow
 def test_without_resume_the_folder_starts_anew(tmp_path):
     config = make_config(training={"epochs": 4})
     for _ in range(2):
@@ -173,7 +171,6 @@ def test_without_resume_the_folder_starts_anew(tmp_path):
         assert [row["epoch"] for row in rows(tmp_path / "run")] == ["2", "4"]
 
 
-@pytest.mark.slow
 def test_a_trainer_may_go_on_by_itself(tmp_path):
     config = make_config()
     make_trainer(config, tmp_path / "whole").run(progress=False)
@@ -183,7 +180,6 @@ def test_a_trainer_may_go_on_by_itself(tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("section", "changes", "message"),
     [
@@ -319,7 +315,6 @@ def test_early_stopping_in_the_final_phase(tmp_path, monkeypatch):
     assert Checkpoint.read(tmp_path / "run/checkpoint.pt").finished
 
 
-@pytest.mark.slow
 def test_early_stopping_does_not_skip_the_likelihood(tmp_path, monkeypatch):
     config = make_config(training={"evaluate_every": 1, "patience": 2})
     trainer = make_trainer(config, tmp_path / "run")
@@ -414,7 +409,6 @@ def test_members_differ_and_a_run_repeats(tmp_path):
     assert first.record == again.record
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", ["initialisation", "shuffling"])
 def test_each_seed_changes_the_members(tmp_path, seed):
     first = fit(tmp_path / "a")
@@ -422,7 +416,6 @@ def test_each_seed_changes_the_members(tmp_path, seed):
     assert not torch.equal(first.weights[0]["embedding"], second.weights[0]["embedding"])
 
 
-@pytest.mark.slow
 def test_initialisation_alone_decides_the_start(tmp_path):
     trainers = [
         make_trainer(make_config(), tmp_path / name, seed=seed, shuffling_seed=shuffling)
@@ -433,14 +426,12 @@ def test_initialisation_alone_decides_the_start(tmp_path):
     assert not torch.equal(a, c)
 
 
-@pytest.mark.slow
 def test_members_start_from_consecutive_seeds(tmp_path):
     config = make_config(training=SHORT, seeds={"initialisation": 1, "shuffling": 1})
     shifted, members = fit(tmp_path / "a", config), fit(tmp_path / "b")
     assert_same(shifted.weights[0], members.weights[1])
 
 
-@pytest.mark.slow
 def test_bootstrap_resamples_the_training_set(tmp_path):
     config = make_config(training=SHORT, posterior={"members": 2, "bootstrap": True})
     resampled, plain = fit(tmp_path / "a", config), fit(tmp_path / "b")
@@ -448,7 +439,6 @@ def test_bootstrap_resamples_the_training_set(tmp_path):
     assert not torch.equal(resampled.weights[0]["embedding"], plain.weights[0]["embedding"])
 
 
-@pytest.mark.slow
 def test_order_with_repetitions_trains_on_those_frames(tmp_path):
     config = make_config(loss={"kind": "mse"}, training={**SHORT, "batch_size": 4})
     repeated = make_trainer(config, tmp_path / "a", order=[2, 2, 2, 2])
@@ -477,7 +467,6 @@ def test_a_run_is_not_overwritten(tmp_path):
     assert_same(list(fit(tmp_path / "run", resume=True).weights), list(first.weights))
 
 
-@pytest.mark.slow
 def test_resume_with_other_settings_leaves_the_run_as_it_was(tmp_path):
     fit(tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
@@ -487,7 +476,6 @@ def test_resume_with_other_settings_leaves_the_run_as_it_was(tmp_path):
     assert load_members(tmp_path / "run").config == make_config(training=SHORT)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -502,7 +490,6 @@ def test_resume_with_other_data(tmp_path, data, message):
         fit(tmp_path / "run", make_config(training=SHORT, data=data), resume=True)
 
 
-@pytest.mark.slow
 def test_data_may_move(tmp_path):
     first = fit(tmp_path / "run")
     moved = tmp_path / "moved.extxyz"
@@ -511,7 +498,6 @@ def test_data_may_move(tmp_path):
     assert_same(list(fit(tmp_path / "run", config, resume=True).weights), list(first.weights))
 
 
-@pytest.mark.slow
 def test_unfinished_and_missing_members(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no run"):
         load_members(tmp_path)
@@ -537,7 +523,6 @@ def test_run_records_what_it_was_made_from(tmp_path):
     assert state.config == make_config(training=SHORT)
 
 
-@pytest.mark.slow
 def test_members_are_rebuilt_in_double_precision(tmp_path):
     config = make_config(training={**SHORT, "dtype": "float32"})
     state = fit(tmp_path / "run", config)
@@ -552,7 +537,6 @@ def test_members_are_rebuilt_in_double_precision(tmp_path):
 # --- draw ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_draws_of_an_ensemble(tmp_path):
     config = make_config(training={**SHORT, "epochs": 1}, posterior={"members": 3})
     state = fit(tmp_path / "run", config)

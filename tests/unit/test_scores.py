@@ -134,3 +134,15 @@ def test_invalid_covariance_gives_nan_rather_than_a_small_score(bad):
     results = {"forces_cov_epistemic": bad * np.eye(3)[None]}
     score = evaluate_score(SCORES["forces_epistemic_max"], results, Atoms("H"))
     assert np.isnan(score.value)
+
+
+@pytest.mark.parametrize("name", ["forces_epistemic_max", "forces_epistemic_mean"])
+def test_a_lazy_result_has_the_score_of_its_matrices(name):
+    """`forces_std_epistemic` is the root of the trace, a score that of a third of it."""
+    results = random_results(3)
+    trace = results["forces_cov_epistemic"].trace(axis1=1, axis2=2)
+    atoms = make_atoms()
+    lazy = SCORES[name]({"forces_std_epistemic": np.sqrt(trace)}, atoms)
+    whole = SCORES[name](results, atoms)
+    assert lazy.value == pytest.approx(whole.value, rel=1e-14)
+    np.testing.assert_allclose(lazy.per_atom, whole.per_atom, rtol=1e-14)

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 from ase import Atoms
+from scipy.special import ndtri
 from synthetic_errors import ELEMENTS, Card, fitted, student_errors, synthetic
 
 from ase_bayesmlip.calibration import METHODS, calibrate, observe, scaled_results
@@ -174,3 +175,17 @@ def test_labels_that_are_predictions():
     ]
     with pytest.raises(ValueError, match="identical"):
         calibrate(observe(results, same), ELEMENTS, "global")
+
+
+def test_numbers_are_of_frames_that_the_fit_has_not_seen():
+    """Every fifth frame is left out in turn: in closed form for energies and one factor."""
+    results, frames = synthetic(53, seed=4, a=3.0, b=3.0)
+    error = np.array([f.energy - r["energy"] for f, r in zip(frames, results, strict=True)])
+    variance = np.array([r["energy_var"] for r in results])
+    chi2, fold = error**2 / variance, np.arange(53) % 5
+    factor = np.array([chi2[fold != k].mean() for k in range(5)])[fold]
+    nll = 0.5 * (chi2 / factor + np.log(2.0 * np.pi * factor * variance))
+    found = calibrate(observe(results, frames), ELEMENTS, "global").numbers["after"]["energy"]
+    assert found["nll"] == pytest.approx(nll.mean(), rel=1e-10)
+    inside = chi2 / factor <= ndtri(0.95) ** 2
+    assert found["coverage_90"] == pytest.approx(inside.mean(), rel=1e-12)

@@ -49,3 +49,14 @@ def test_a_constant_series_and_one_that_is_none():
             autocorrelation_time(values)
     with pytest.raises(ValueError, match="1 or more"):
         independent_stride(0.5)
+
+
+@pytest.mark.parametrize("n", [7, 40, 41])
+def test_the_sum_is_that_of_the_definition(n):
+    """Of a drifting series, whose ends would meet if it were taken for a period of one."""
+    x = np.linspace(0.0, 3.0, n) + np.random.default_rng(n).standard_normal(n)
+    deviation = x - x.mean()
+    rho = [deviation[: n - t] @ deviation[t:] / (deviation @ deviation) for t in range(n)]
+    times = [1.0 + 2.0 * sum(rho[1 : m + 1]) for m in range(n)]
+    window = next((m for m in range(n) if m >= 5.0 * times[m]), n - 1)
+    assert autocorrelation_time(x) == pytest.approx(max(1.0, times[window]), rel=1e-10)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ase_bayesmlip.md import label_spacing
 from ase_bayesmlip.md.correlation import relative_error
 from ase_bayesmlip.md.label_spacing import MIN_SPACING, LabelSpacing
 
@@ -110,3 +111,12 @@ def test_a_ramp_is_no_correlation():
     assert spacing.frames_between(scores) > 50
     spacing.follows_ramp = True
     assert spacing.frames_between(scores) == MIN_SPACING
+
+
+def test_the_newest_scores_count(monkeypatch):
+    """A run that was slow at first and is not any more needs no long spacing."""
+    monkeypatch.setattr(label_spacing, "_NEWEST", 500)
+    slow, fast = autoregressive(60.0, 2000), np.random.default_rng(1).standard_normal(500)
+    plan = LabelSpacing("correlation")
+    assert plan.frames_between(slow) > 2 * MIN_SPACING
+    assert plan.frames_between(np.concatenate([slow, fast])) == MIN_SPACING

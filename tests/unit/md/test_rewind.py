@@ -58,6 +58,17 @@ def test_rewound_calculator_is_as_if_it_had_just_evaluated():
     assert fresh.get_potential_energy(atoms) == calc.results["energy"]
 
 
+def test_lone_atoms_are_those_of_the_frame_gone_back_to():
+    """Otherwise the next check would take the trusted frame for one that has blown apart."""
+    scores = iter([0.5, 2.0])
+    dyn, monitor = verlet(threshold=1.0, score=lambda _r, _a: next(scores), actions=[Rewind()])
+    calc = dyn.atoms.calc
+    calc.lone_atoms = ()
+    monitor.actions = (lambda _event, _monitor: setattr(calc, "lone_atoms", (1,)), *monitor.actions)
+    dyn.run(1)
+    assert calc.lone_atoms == ()
+
+
 def test_rewind_by_more_than_one_frame():
     rewind = Rewind(n_frames=3, max_rewinds=1)
     dyn, monitor = verlet(threshold=0.0105, actions=[rewind])
