@@ -152,15 +152,15 @@ class BayesianCalculator(ServedCalculator):
         stress = has_lattice(self.atoms)
         # Evidential networks know the trace without the matrices, others do not.
         needed = MATRICES if self.card.evidential else MATRICES | {"forces_std_epistemic"}
-        left_out = self.lazy and self.model.lazy and needed.isdisjoint(properties)
+        lazy = self.lazy and self.model.lazy and needed.isdisjoint(properties)
         prediction = self.model.predict(
             [graph],
             stress=stress,
-            members=self.return_members and not left_out,
-            force_spread=not left_out,
+            members=self.return_members and not lazy,
+            lazy=lazy,
         )
         self.results = to_results(prediction, [len(self.atoms)])[0]
-        if left_out:  # without its epistemic part a total would be too small
+        if lazy:  # without its epistemic part a total would be too small
             for name in EXTRA & self.results.keys():
                 del self.results[name]
         lone = find_lone_atoms(graph.edge_index.numpy(), len(self.atoms))

@@ -209,3 +209,11 @@ def graph_to(graph: AtomicGraph, device: torch.device, dtype: torch.dtype) -> At
         batch=graph.batch.to(device),
         n_graphs=graph.n_graphs,
     )
+
+
+def sum_by_graph(values: Tensor, batch: Tensor, n_graphs: int) -> Tensor:
+    """Sum (..., n_atoms) over the atoms of each structure, in float64: (..., n_graphs)."""
+    shape = list(values.shape)
+    shape[-1] = n_graphs
+    zeros = torch.zeros(shape, dtype=torch.float64, device=values.device)
+    return zeros.index_add(-1, batch, values.to(torch.float64))

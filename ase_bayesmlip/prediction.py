@@ -101,6 +101,15 @@ class Prediction(NamedTuple):
     energy_shares: Tensor | None = None
 
 
+def sum_of_known(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Sum of those that are known; None if none is."""
+    if one is None:
+        return other
+    if other is None:
+        return one
+    return one + other
+
+
 def to_voigt(stress: Tensor) -> Tensor:
     """Symmetric (..., 3, 3) stress to ASE's Voigt order (..., 6): xx, yy, zz, yz, xz, xy."""
     return torch.stack(

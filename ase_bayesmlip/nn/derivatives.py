@@ -62,14 +62,6 @@ def stress_from_strain_gradient(strain_gradient: Tensor, cell: Tensor) -> Tensor
     return torch.where(volume > 0, strain_gradient / safe, torch.zeros_like(strain_gradient))
 
 
-def sum_by_graph(values: Tensor, batch: Tensor, n_graphs: int) -> Tensor:
-    """Sum (..., n_atoms) over the atoms of each structure, in float64: (..., n_graphs)."""
-    shape = list(values.shape)
-    shape[-1] = n_graphs
-    zeros = torch.zeros(shape, dtype=torch.float64, device=values.device)
-    return zeros.index_add(-1, batch, values.to(torch.float64))
-
-
 def as_leaf(value: Tensor) -> Tensor:
     """A copy to differentiate by."""
     return _unattached(value).requires_grad_(True)

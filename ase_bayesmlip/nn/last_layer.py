@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ase_bayesmlip.graph import AtomicGraph, Part
 from ase_bayesmlip.nn.cut import Cut
 from ase_bayesmlip.nn.potential import Potential, Strata
-from ase_bayesmlip.prediction import MemberOutput
+from ase_bayesmlip.prediction import MemberOutput, sum_of_known
 
 
 class LastLayerPotential(nn.Module):
@@ -84,10 +84,5 @@ def all_as_noise(output: MemberOutput) -> tuple[Tensor | None, Tensor | None]:
     How an evidential potential divides its uncertainty is a convention, and beside an epistemic
     part that is none all of it counts as noise, but for what the errors of atoms have in common.
     """
-    energy_noise, force_noise = output.atomic_energies_var, output.forces_cov
-    energy_own, force_own = output.atomic_energies_var_epistemic, output.forces_cov_epistemic
-    if energy_noise is not None and energy_own is not None:
-        energy_noise = energy_noise + energy_own
-    if force_noise is not None and force_own is not None:
-        force_noise = force_noise + force_own
-    return energy_noise, force_noise
+    energies = sum_of_known(output.atomic_energies_var, output.atomic_energies_var_epistemic)
+    return energies, sum_of_known(output.forces_cov, output.forces_cov_epistemic)

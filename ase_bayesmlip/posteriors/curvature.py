@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ase_bayesmlip.graph import AtomicGraph
-from ase_bayesmlip.nn.derivatives import gradients, sum_by_graph, with_derivative_inputs
+from ase_bayesmlip.graph import AtomicGraph, sum_by_graph
+from ase_bayesmlip.nn.derivatives import gradients, with_derivative_inputs
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.statistics import gaussian_nll, inverse_and_logdet, multivariate_nll
 from ase_bayesmlip.training.data import Labels

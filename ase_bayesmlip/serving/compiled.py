@@ -169,7 +169,7 @@ class CompiledProgram:
                 self._lean = load(str(folder / "lean.pt2")) if self.has_lean else self._run
 
     def __call__(
-        self, graph: AtomicGraph, stress: bool, members: bool, force_spread: bool = True
+        self, graph: AtomicGraph, stress: bool, members: bool, lazy: bool = False
     ) -> Prediction:
         """Evaluate a graph; fields not asked for are None.
 
@@ -178,8 +178,8 @@ class CompiledProgram:
         single = len(graph.positions) == 1
         if single:
             graph = batch_graphs([graph, graph])
-        lean = self.has_lean and not force_spread
-        run, names = (self._lean, "lean_fields") if lean else (self._run, "fields")
+        lazy = lazy and self.has_lean
+        run, names = (self._lean, "lean_fields") if lazy else (self._run, "fields")
         values: dict[str, Any] = dict.fromkeys(Prediction._fields)
         outputs = run(*_atom_inputs(graph, self.device), *self._edge_table(graph))
         values.update(zip(self.record[names], outputs, strict=True))

@@ -27,7 +27,6 @@ from ase_bayesmlip.nn.build import DataStatistics, build_potential
 from ase_bayesmlip.nn.last_layer import LastLayerPotential
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.nn.stacked.operators import INTERFACE, load_kernels
-from ase_bayesmlip.prediction import Prediction
 from ase_bayesmlip.serving.agreement import deviations, disagreement, excess, largest
 from ase_bayesmlip.serving.archive import add_compiled, quiet_torchscript
 from ase_bayesmlip.serving.compiled import CompiledProgram, machine_of, program_inputs
@@ -39,7 +38,7 @@ from ase_bayesmlip.serving.runtime import (
     find_device,
     load_model,
 )
-from ase_bayesmlip.serving.self_test import probe_graph
+from ase_bayesmlip.serving.self_test import both, probe_graph
 from ase_bayesmlip.serving.variance_scaling import set_factors, total_factors
 from ase_bayesmlip.structures.neighbors import graph_of
 
@@ -103,7 +102,7 @@ def compile_served(path: Path, device: str = "cpu", dtype: str | None = None) ->
             files["kernels.so"] = library.read_bytes()
         fields = {}
         for file in ("program.pt2", "lean.pt2") if program.n_draws > 0 else ("program.pt2",):
-            program.force_spread = file == "program.pt2"
+            program.lazy = file == "lean.pt2"
             try:
                 fields[file] = _compile(program, card, target, folder / file)
             except Exception as error:  # whatever the exporter or compiler may raise
@@ -244,14 +243,7 @@ def _compare(compiled: CompiledProgram, reference: LoadedModel, dtype: str) -> d
     card = reference.card
     graphs = [_example_graph(card)] + ([probe_graph(card.probe, card.cutoff)] if card.probe else [])
     found: list[dict[str, float]] = []
-    for spread in (True, False) if compiled.has_lean else (True,):
-
-        def run(graph: AtomicGraph, spread: bool = spread) -> Prediction:
-            return compiled(graph, True, True, spread)
-
-        def says(graph: AtomicGraph, spread: bool = spread) -> Prediction:
-            return reference.predict([graph], True, True, spread)
-
+    for run, says in both(compiled, reference):
         found += [deviations(run(graph), says(graph), graph, card) for graph in graphs]
         found.append(disagreement(card, run, says))
     worst = largest(found)

@@ -13,9 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ase_bayesmlip.graph import AtomicGraph
-from ase_bayesmlip.nn.derivatives import sum_by_graph
-from ase_bayesmlip.prediction import Prediction, to_voigt
+from ase_bayesmlip.graph import AtomicGraph, sum_by_graph
+from ase_bayesmlip.prediction import Prediction, sum_of_known, to_voigt
 from ase_bayesmlip.statistics import sample_covariance, sample_variance
 
 
@@ -135,7 +134,7 @@ def mix(
         stress_members=stress_members,
         forces_trace_epistemic=spread.forces_trace,
         forces_dof=dof,
-        energy_shares=_known_sum(spread.energy_shares, atomic_noise),
+        energy_shares=sum_of_known(spread.energy_shares, atomic_noise),
     )
 
 
@@ -194,25 +193,16 @@ def _own_moments(graph: AtomicGraph, own: OwnSpread) -> Spread:
 
 def _added(one: Spread, other: Spread) -> Spread:
     return Spread(
-        _sum(one.energy_var, other.energy_var),
-        _sum(one.atomic_energies_var, other.atomic_energies_var),
-        _sum(one.energy_shares, other.energy_shares),
-        _sum(one.forces_cov, other.forces_cov),
+        _sum_if_both_known(one.energy_var, other.energy_var),
+        _sum_if_both_known(one.atomic_energies_var, other.atomic_energies_var),
+        _sum_if_both_known(one.energy_shares, other.energy_shares),
+        _sum_if_both_known(one.forces_cov, other.forces_cov),
         None,
-        _sum(one.stress_cov, other.stress_cov),
+        _sum_if_both_known(one.stress_cov, other.stress_cov),
     )
 
 
-def _known_sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """Sum of those that are known."""
-    if one is None:
-        return other
-    if other is None:
-        return one
-    return one + other
-
-
-def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+def _sum_if_both_known(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     if one is None or other is None:
         return None
     return one + other

@@ -42,8 +42,8 @@ class MixtureProgram(nn.Module):
         See `radial_table.tabulate`.
     n_draws : int
         Drawn readouts of each member.
-    force_spread : bool
-        Whether forces and stress of the draws are evaluated.
+    lazy : bool
+        Whether forces and stress of the draws are left out.
     """
 
     reference_energies: Tensor
@@ -59,7 +59,7 @@ class MixtureProgram(nn.Module):
         networks = [m.potential if isinstance(m, LastLayerPotential) else m for m in members]
         self.n_members = len(members)
         self.n_draws = uncertain[0].deviations.shape[1] if uncertain else 0
-        self.force_spread = True
+        self.lazy = False
         stacked = StackedPotential(networks, TABLE_TOLERANCE[dtype])
         self.table_error = stacked.table_error
         self.stacked = stacked.to(dtype)
@@ -102,7 +102,7 @@ class MixtureProgram(nn.Module):
         output, basis, record = self.stacked(species, around, graph.batch, n_graphs)
         # Drawn energies are other combinations of the same basis and share the forward pass.
         combinations = self.stacked.get_buffer("readout_weights")
-        if self.n_draws > 0 and self.force_spread:
+        if self.n_draws > 0 and not self.lazy:
             drawn = self.get_buffer("deviations").flatten(0, 1)
             combinations = torch.cat([combinations, drawn])
         gradients = self.stacked.gradients(combinations, record, species, around)
@@ -142,9 +142,9 @@ class MixtureProgram(nn.Module):
         drawn = self.get_buffer("deviations").permute(1, 2, 0)
         energies = torch.bmm(basis, drawn).transpose(1, 2)
         draw_forces, draw_stresses = (
-            x.view(self.n_draws, self.n_members, *x.shape[1:]).transpose(0, 1)
-            if self.force_spread
-            else None
+            None
+            if self.lazy
+            else x.view(self.n_draws, self.n_members, *x.shape[1:]).transpose(0, 1)
             for x in (forces, stresses)
         )
         return OwnSpread(

@@ -93,23 +93,23 @@ class LoadedModel:
         graphs: list[AtomicGraph],
         stress: bool = False,
         members: bool = False,
-        force_spread: bool = True,
+        lazy: bool = False,
     ) -> Prediction:
         """Mean and covariance for a list of structures.
 
-        Without `force_spread` the epistemic covariances of forces and stress are left out where
-        they take work of their own (`lazy`).
+        A `lazy` call leaves out the epistemic covariances of forces and stress where they take work
+        of their own (property `lazy`).
 
         Works inside ``torch.inference_mode`` and ``torch.no_grad`` too: forces need gradients.
         """
         batch = batch_graphs(graphs)
         if self.program is not None:
-            return self.program(batch, stress, members, force_spread)
+            return self.program(batch, stress, members, lazy)
         with torch.inference_mode(False), torch.enable_grad():
             graph = _prepared(batch, self.device)
-            # Files from before there were draws take no third switch.
-            left_out = (False,) if self.card.lazy and not force_spread else ()
-            prediction = self.module(graph, stress, members, *left_out)
+            # The switch `force_spread`, which files from before there were draws do not take.
+            switch = (False,) if lazy and self.card.lazy else ()
+            prediction = self.module(graph, stress, members, *switch)
         # Freezing drops the program's own detach(), and with it the end of the autograd graph.
         detached = (None if value is None else value.detach() for value in prediction)
         return Prediction(*detached)  # type: ignore[arg-type]

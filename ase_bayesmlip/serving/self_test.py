@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +15,13 @@ from ase.data import chemical_symbols
 from ase_bayesmlip.card import ModelCard
 from ase_bayesmlip.graph import AtomicGraph
 from ase_bayesmlip.prediction import Prediction
-from ase_bayesmlip.serving.agreement import disagreement, excess, largest, trial_graphs
+from ase_bayesmlip.serving.agreement import (
+    Evaluate,
+    disagreement,
+    excess,
+    largest,
+    trial_graphs,
+)
 from ase_bayesmlip.serving.compiled import CompiledProgram
 from ase_bayesmlip.structures.neighbors import graph_of
 
@@ -52,7 +60,7 @@ class Model(Protocol):
         graphs: list[AtomicGraph],
         stress: bool = False,
         members: bool = False,
-        force_spread: bool = True,
+        lazy: bool = False,
     ) -> Prediction:
         """Mean and covariance for a list of structures."""
 
@@ -101,20 +109,23 @@ def expected_numbers(prediction: Prediction) -> dict[str, Any]:
     }
 
 
+def both(program: CompiledProgram, model: Model) -> Iterator[tuple[Evaluate, Evaluate]]:
+    """What to compare: the program and the TorchScript model, then lazy steps of both.
+
+    A lazy step has other members: the networks in the place of their draws.
+    """
+    for lazy in (False, True) if program.has_lean else (False,):
+
+        def says(graph: AtomicGraph, lazy: bool = lazy) -> Prediction:
+            return model.predict([graph], True, True, lazy)
+
+        yield partial(program, stress=True, members=True, lazy=lazy), says
+
+
 def disagreement_of(program: CompiledProgram, model: Model) -> str | None:
     """In what a program says something else than the TorchScript model; None if in nothing."""
-    found: list[dict[str, float]] = []
-    # A lean step has other members: the networks in the place of their draws.
-    for spread in (True, False) if program.has_lean else (True,):
-
-        def run(graph: AtomicGraph, spread: bool = spread) -> Prediction:
-            return program(graph, True, True, spread)
-
-        def says(graph: AtomicGraph, spread: bool = spread) -> Prediction:
-            return model.predict([graph], True, True, spread)
-
-        found.append(disagreement(model.card, run, says))
-    problem = excess(largest(found), model.dtype)
+    found = largest(disagreement(model.card, *pair) for pair in both(program, model))
+    problem = excess(found, model.dtype)
     return None if problem is None else f"it does not agree with TorchScript: {problem}"
 
 

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from ase_bayesmlip.config.loss import EvidenceConfig, LossConfig
-from ase_bayesmlip.graph import AtomicGraph
-from ase_bayesmlip.nn.derivatives import sum_by_graph
+from ase_bayesmlip.graph import AtomicGraph, sum_by_graph
 from ase_bayesmlip.nn.evidential.energies import energy_student_t_nll, evidential_energy
 from ase_bayesmlip.nn.evidential.head import Evidence
 from ase_bayesmlip.nn.evidential.law import (

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from ase_bayesmlip.config import LossConfig
-from ase_bayesmlip.graph import AtomicGraph
-from ase_bayesmlip.nn.derivatives import sum_by_graph
+from ase_bayesmlip.graph import AtomicGraph, sum_by_graph
 from ase_bayesmlip.statistics import gaussian_nll, multivariate_nll
 from ase_bayesmlip.training.component_loss import component_loss
 from ase_bayesmlip.training.data import Labels

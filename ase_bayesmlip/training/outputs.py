@@ -6,11 +6,10 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ase_bayesmlip.graph import AtomicGraph
+from ase_bayesmlip.graph import AtomicGraph, sum_by_graph
 from ase_bayesmlip.nn.derivatives import (
     gradients,
     stress_from_strain_gradient,
-    sum_by_graph,
     with_derivative_inputs,
 )
 from ase_bayesmlip.nn.evidential.components import ComponentEvidence

@@ -190,7 +190,7 @@ def test_a_batch_without_the_force_spread(files, ethanol):
     model = files()
     calculator = BayesianCalculator(model)
     graph = calculator._checked_graph(ethanol, calculator._neighbors)
-    whole, part = (model.predict([graph], force_spread=flag) for flag in (True, False))
+    whole, part = (model.predict([graph], lazy=lazy) for lazy in (False, True))
     assert whole.forces_cov_epistemic is not None
     assert part.forces_cov_epistemic is None
     for name in whole._fields:

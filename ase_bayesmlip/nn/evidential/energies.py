@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ase_bayesmlip.nn.derivatives import sum_by_graph
+from ase_bayesmlip.graph import sum_by_graph
 from ase_bayesmlip.nn.evidential.law import NormalInverseWishart
 from ase_bayesmlip.statistics import univariate_student_t_nll
 

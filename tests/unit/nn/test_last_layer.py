@@ -17,7 +17,7 @@ from tiny import (
     trained,
 )
 
-from ase_bayesmlip.nn.derivatives import sum_by_graph
+from ase_bayesmlip.graph import sum_by_graph
 from ase_bayesmlip.nn.last_layer import with_uncertain_readout
 from ase_bayesmlip.nn.potential import readout_weights, set_readout_weights
 from ase_bayesmlip.posteriors import laplace

@@ -100,7 +100,7 @@ def interaction(model, graph, prediction):
 def assert_same_fields(model, program, graph, tolerances):
     """`tolerances`: function of the name of a field, relative to its largest value."""
     found = interaction(model, graph, run(program, graph))
-    expected = interaction(model, graph, model(graph, True, True, program.force_spread))
+    expected = interaction(model, graph, model(graph, True, True, not program.lazy))
     for name, value in expected.items():
         if value is None:
             assert found[name] is None, name
@@ -139,7 +139,7 @@ def tolerances_of(program):
 def test_a_lean_program_leaves_out_what_the_draws_are_for(name, programs, graphs, monkeypatch):
     model, program = programs(name)
     full = run(program, graphs("batch"))
-    monkeypatch.setattr(program, "force_spread", False)
+    monkeypatch.setattr(program, "lazy", True)
     lean = run(program, graphs("batch"))
     assert full.forces_cov_epistemic is not None
     assert full.stress_cov_epistemic is not None

@@ -17,9 +17,15 @@ from noise import wake_noise
 from torch import nn
 
 from ase_bayesmlip.config import LossConfig, ModelConfig
-from ase_bayesmlip.graph import AtomicGraph, batch_graphs, dense_edges, strained
+from ase_bayesmlip.graph import (
+    AtomicGraph,
+    batch_graphs,
+    dense_edges,
+    strained,
+    sum_by_graph,
+)
 from ase_bayesmlip.nn.build import DataStatistics, build_potential
-from ase_bayesmlip.nn.derivatives import stress_from_strain_gradient, sum_by_graph
+from ase_bayesmlip.nn.derivatives import stress_from_strain_gradient
 from ase_bayesmlip.nn.stacked.geometry import DenseGeometry, forces_from_edges, virial_from_edges
 from ase_bayesmlip.nn.stacked.operators import load_kernels
 from ase_bayesmlip.nn.stacked.potential import StackedPotential
