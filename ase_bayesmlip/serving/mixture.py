@@ -51,25 +51,25 @@ class OwnSpread(NamedTuple):
     draw_stresses : Tensor or None, (S, D, n_graphs, 3, 3), eV/Å³
     """
 
-    directions: Tensor | None
-    independent: Tensor | None
-    forces_cov: Tensor | None
-    forces_trace: Tensor | None
-    forces_dof: Tensor | None
-    draw_energies: Tensor | None
-    draw_forces: Tensor | None
-    draw_stresses: Tensor | None
+    directions: Tensor | None = None
+    independent: Tensor | None = None
+    forces_cov: Tensor | None = None
+    forces_trace: Tensor | None = None
+    forces_dof: Tensor | None = None
+    draw_energies: Tensor | None = None
+    draw_forces: Tensor | None = None
+    draw_stresses: Tensor | None = None
 
 
 class Spread(NamedTuple):
     """Epistemic moments under the names of `Prediction`; None where unknown."""
 
-    energy_var: Tensor | None
-    atomic_energies_var: Tensor | None
-    energy_shares: Tensor | None
-    forces_cov: Tensor | None
-    forces_trace: Tensor | None
-    stress_cov: Tensor | None
+    energy_var: Tensor | None = None
+    atomic_energies_var: Tensor | None = None
+    energy_shares: Tensor | None = None
+    forces_cov: Tensor | None = None
+    stress_cov: Tensor | None = None
+    forces_trace: Tensor | None = None
 
 
 def mix(
@@ -104,13 +104,7 @@ def mix(
         own_spread = _own_moments(graph, own)
         # Without one of its parts a sum would be too small, so it is then unknown as a whole.
         spread = own_spread if means.energies.shape[0] < 2 else _added(spread, own_spread)
-    stress: Tensor | None = None
     stresses = means.stresses
-    if stresses is not None:
-        stress = stresses.mean(dim=0)
-    energy_noise: Tensor | None = None
-    if atomic_noise is not None:
-        energy_noise = sum_by_graph(atomic_noise, graph.batch, graph.n_graphs)
     energy_members: Tensor | None = None
     force_members: Tensor | None = None
     stress_members: Tensor | None = None
@@ -121,9 +115,11 @@ def mix(
         energy=total.mean(dim=0) + offset,
         atomic_energies=means.energies.mean(dim=0) + reference,
         forces=means.forces.mean(dim=0),
-        stress=stress,
+        stress=None if stresses is None else stresses.mean(dim=0),
         energy_var_epistemic=spread.energy_var,
-        energy_var_aleatoric=energy_noise,
+        energy_var_aleatoric=None
+        if atomic_noise is None
+        else sum_by_graph(atomic_noise, graph.batch, graph.n_graphs),
         atomic_energies_var_epistemic=spread.atomic_energies_var,
         atomic_energies_var_aleatoric=atomic_noise,
         forces_cov_epistemic=spread.forces_cov,
@@ -141,21 +137,16 @@ def mix(
 def _between(graph: AtomicGraph, total: Tensor, means: Means) -> Spread:
     """Spread of the samples' means; nothing is known of it from one sample."""
     if total.shape[0] < 2:
-        return Spread(None, None, None, None, None, None)
-    stress_cov: Tensor | None = None
+        return Spread()
     stresses = means.stresses
-    if stresses is not None:
-        stress_cov = sample_covariance(to_voigt(stresses))
     deviation = (total - total.mean(dim=0)).index_select(1, graph.batch)
     shares = (means.energies * deviation).sum(dim=0) / (total.shape[0] - 1)
-    covariance = sample_covariance(means.forces)
     return Spread(
         sample_variance(total),
         sample_variance(means.energies),
         shares,
-        covariance,
-        None,
-        stress_cov,
+        sample_covariance(means.forces),
+        None if stresses is None else sample_covariance(to_voigt(stresses)),
     )
 
 
@@ -175,20 +166,20 @@ def _own_moments(graph: AtomicGraph, own: OwnSpread) -> Spread:
             mean = independent.mean(dim=0)
             energy_var = energy_var + sum_by_graph(mean, graph.batch, graph.n_graphs)
             atomic_var, shares = atomic_var + mean, shares + mean
-    forces_cov: Tensor | None = None
-    trace: Tensor | None = None
-    stress_cov: Tensor | None = None
-    covariance, own_trace = own.forces_cov, own.forces_trace
-    forces, stresses = own.draw_forces, own.draw_stresses
-    if covariance is not None:
-        forces_cov = covariance.mean(dim=0)
-    if own_trace is not None:
-        trace = own_trace.mean(dim=0)
+    trace, forces, stresses = own.forces_trace, own.draw_forces, own.draw_stresses
+    forces_cov = own.forces_cov
+    if forces_cov is not None:
+        forces_cov = forces_cov.mean(dim=0)
     if forces is not None:
         forces_cov = _second_moment(forces)
-    if stresses is not None:
-        stress_cov = _second_moment(to_voigt(stresses))
-    return Spread(energy_var, atomic_var, shares, forces_cov, trace, stress_cov)
+    return Spread(
+        energy_var,
+        atomic_var,
+        shares,
+        forces_cov,
+        None if stresses is None else _second_moment(to_voigt(stresses)),
+        None if trace is None else trace.mean(dim=0),
+    )
 
 
 def _added(one: Spread, other: Spread) -> Spread:
@@ -197,7 +188,6 @@ def _added(one: Spread, other: Spread) -> Spread:
         _sum_if_both_known(one.atomic_energies_var, other.atomic_energies_var),
         _sum_if_both_known(one.energy_shares, other.energy_shares),
         _sum_if_both_known(one.forces_cov, other.forces_cov),
-        None,
         _sum_if_both_known(one.stress_cov, other.stress_cov),
     )
 

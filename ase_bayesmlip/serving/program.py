@@ -112,8 +112,7 @@ class MixtureProgram(nn.Module):
         ).view(-1, n_graphs, 3, 3)
         forces = forces_from_edges(gradients, edges).to(torch.float64)
         energy_noise, force_noise = output.atomic_energies_var, output.forces_cov
-        spread = _of_laws(output)
-        n = self.n_members
+        spread, n = _of_laws(output), self.n_members
         if self.n_draws > 0:
             energy_noise, force_noise = all_as_noise(output)
             spread = self._own_spread(output.directions, basis, forces[n:], stresses[n:])
@@ -149,10 +148,6 @@ class MixtureProgram(nn.Module):
         )
         return OwnSpread(
             directions=directions.to(torch.float64),
-            independent=None,
-            forces_cov=None,
-            forces_trace=None,
-            forces_dof=None,
             draw_energies=energies.to(torch.float64),
             draw_forces=draw_forces,
             draw_stresses=draw_stresses,
@@ -170,9 +165,6 @@ def _of_laws(output: MemberOutput) -> OwnSpread | None:
         forces_cov=_wide(output.forces_cov_epistemic),
         forces_trace=_wide(output.forces_trace_epistemic),
         forces_dof=_wide(output.forces_dof),
-        draw_energies=None,
-        draw_forces=None,
-        draw_stresses=None,
     )
 
 

@@ -104,9 +104,7 @@ class ServedModel(nn.Module):
             energy_noise.append(output.atomic_energies_var)
             force_noise.append(output.forces_cov)
             outputs.append(output)
-        all_stresses: Tensor | None = None
-        if stress:
-            all_stresses = torch.cat(stresses)
+        all_stresses = torch.cat(stresses) if stress else None
         prediction = mix(
             graph,
             self.reference_energies,
@@ -167,12 +165,7 @@ def own_spread(
     all_directions, all_traces = stacked(directions), stacked(traces)
     if all_directions is None and all_traces is None:
         return None
-    all_forces: Tensor | None = None
-    all_stresses: Tensor | None = None
-    if len(forces) > 0:
-        all_forces = torch.stack(forces)
-        if stress:
-            all_stresses = torch.stack(stresses)
+    drawn = len(forces) > 0
     return OwnSpread(
         all_directions,
         stacked(independent),
@@ -180,8 +173,8 @@ def own_spread(
         all_traces,
         stacked(dofs),
         stacked(draws),
-        all_forces,
-        all_stresses,
+        torch.stack(forces) if drawn else None,
+        torch.stack(stresses) if drawn and stress else None,
     )
 
 

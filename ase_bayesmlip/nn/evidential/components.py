@@ -176,10 +176,6 @@ class ComponentHead(nn.Module):
             energies.unsqueeze(0),
             None,
             noise,
-            directions=None,
-            draws=None,
-            atomic_energies_var_epistemic=None,
             forces_cov_epistemic=covariance,
             forces_trace_epistemic=epistemic.sum(dim=1).unsqueeze(0),
-            forces_dof=None,
         )

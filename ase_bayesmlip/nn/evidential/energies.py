@@ -21,14 +21,10 @@ class EnergyStudentT(NamedTuple):
     variance : Tensor, (n_graphs,), eV²
     dof : Tensor, (n_graphs,)
         η > 4. The scale squared of the law is `variance` (η - 2)/η.
-    aleatoric, epistemic : Tensor, (n,), eV²
-        Variances of the atoms' energies; without a coherent part they sum to `variance`.
     """
 
     variance: Tensor
     dof: Tensor
-    aleatoric: Tensor
-    epistemic: Tensor
 
 
 def evidential_energy(
@@ -57,14 +53,13 @@ def evidential_energy(
     """
     dof, evidence = niw.dof.to(torch.float64), niw.evidence.to(torch.float64)
     aleatoric = dof / (dof - 2.0) * scale_squared.to(torch.float64)
-    epistemic = aleatoric / evidence
-    each = aleatoric + epistemic
+    each = aleatoric + aleatoric / evidence
     variance = sum_by_graph(each, batch, n_graphs)
     if coherent is not None:
         common = sum_by_graph(coherent, batch, n_graphs)
         variance = variance + common * common
     fourth = sum_by_graph(each * each / (dof - 4.0), batch, n_graphs)
-    return EnergyStudentT(variance, 4.0 + variance * variance / fourth, aleatoric, epistemic)
+    return EnergyStudentT(variance, 4.0 + variance * variance / fourth)
 
 
 def energy_student_t_nll(residual: Tensor, variance: Tensor, dof: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from ase_bayesmlip.nn.evidential.law import (
     NormalInverseWishart,
     aleatoric_covariance,
     epistemic_deviation,
-    initial_biases,
+    initial_raw,
     niw_parameters,
     predictive_dof,
 )
@@ -170,7 +170,6 @@ class EvidentialHead(nn.Module):
             energy_noise.unsqueeze(0),
             noise,
             directions=evidence.coherent.unsqueeze(0),
-            draws=None,
             atomic_energies_var_epistemic=(energy_noise / niw.evidence).unsqueeze(0),
             forces_cov_epistemic=epistemic,
             forces_trace_epistemic=(3.0 * deviation * deviation).unsqueeze(0),
@@ -180,7 +179,6 @@ class EvidentialHead(nn.Module):
 
 def _initial_bias(coupling: float) -> list[float]:
     """Raw channels whose total variances are one in the units of forces and energies."""
-    start = initial_biases(1.0, 1.0, dof=INITIAL_DOF, coupling=coupling)
     evidence = INITIAL_DOF / coupling if coupling > 0.0 else 1.0
     inflation = INITIAL_DOF / (INITIAL_DOF - 2.0) * (1.0 + 1.0 / evidence)
-    return [*start, -math.log(inflation), INITIAL_COHERENT]
+    return [*initial_raw(INITIAL_DOF, coupling), -math.log(inflation), INITIAL_COHERENT]

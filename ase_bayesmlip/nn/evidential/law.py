@@ -63,14 +63,6 @@ class NormalInverseWishart(NamedTuple):
     evidence: Tensor
 
 
-class InitialBiases(NamedTuple):
-    """Biases of the raw channels [s, ν, κ] that give an untrained head its first law."""
-
-    log_scale: float
-    dof: float
-    evidence: float
-
-
 def _bounded_dof(
     raw: Tensor, least: float = DOF_MIN, linear: float = DOF_LINEAR, most: float = DOF_MAX
 ) -> Tensor:
@@ -107,52 +99,25 @@ def niw_parameters(raw: Tensor, tensor: Tensor, coupling: float) -> NormalInvers
     return NormalInverseWishart(linear_tanh(raw[:, 0]), damped, dof, evidence)
 
 
-def initial_biases(
-    residual_variance: float,
-    unit_squared: float,
-    dof: float = 10.0,
-    evidence: float = 1.0,
-    coupling: float = 0.0,
-) -> InitialBiases:
-    """Biases with which the total covariance starts at the measured errors.
-
-    Parameters
-    ----------
-    residual_variance : float, (eV/Å)²
-        Mean squared error of a force component.
-    unit_squared : float, (eV/Å)²
-        σ_F².
-    dof, evidence : float
-        ν and κ to start from; with a coupling r, κ = ν/r whatever `evidence` says.
+def initial_raw(dof: float, coupling: float) -> list[float]:
+    """Raw channels [s, ν, κ] of a law of total variance σ_F², with κ = 1 where it is free.
 
     Raises
     ------
     ValueError
-        If no raw channel gives the values, or the damper would change them.
+        If the damper would change s.
     """
-    if not DOF_MIN < dof <= DOF_LINEAR:
-        raise ValueError(
-            f"dof must be above {DOF_MIN:g} and at most {DOF_LINEAR:g} to start from, not {dof}"
-        )
-    kappa = dof / coupling if coupling > 0.0 else evidence
-    if not kappa > EVIDENCE_MIN:
-        raise ValueError(f"evidence must be above {EVIDENCE_MIN:g}, not {evidence}")
-    if not (residual_variance > 0.0 and unit_squared > 0.0):
-        raise ValueError(
-            "residual_variance and unit_squared must be positive, not "
-            f"{residual_variance} and {unit_squared}"
-        )
+    evidence = dof / coupling if coupling > 0.0 else 1.0
     # (1 + 1/κ) ν/(ν - 4) eˢ σ_F² is the total variance of a component.
-    inflation = (1.0 + 1.0 / kappa) * dof / (dof - 4.0)
-    log_scale = math.log(residual_variance / (unit_squared * inflation))
+    log_scale = math.log(1.0 / ((1.0 + 1.0 / evidence) * dof / (dof - 4.0)))
     if abs(log_scale) > LOG_SCALE_LINEAR:
+        most = math.floor((dof - 4.0) * math.exp(LOG_SCALE_LINEAR) - dof)
         raise ValueError(
-            f"the errors are a factor exp({log_scale:.2f}) away from unit_squared, beyond "
-            f"exp(±{LOG_SCALE_LINEAR:g}), where the damper sets in: choose unit_squared close to "
-            f"residual_variance, {residual_variance:.3g}"
+            f"loss.evidence.ratio {coupling:g} leaves too little evidence to start from; choose "
+            f"one of at most {most}"
         )
     raw_evidence = 0.0 if coupling > 0.0 else _inverse_softplus(evidence - EVIDENCE_MIN)
-    return InitialBiases(log_scale, _inverse_softplus(dof - DOF_MIN), raw_evidence)
+    return [log_scale, _inverse_softplus(dof - DOF_MIN), raw_evidence]
 
 
 def _inverse_softplus(value: float) -> float:
@@ -180,23 +145,9 @@ def aleatoric_covariance(niw: NormalInverseWishart, unit_squared: Tensor) -> Ten
     return _aleatoric_factor(niw).view(-1, 1, 1) * scale_matrix(niw, unit_squared)
 
 
-def epistemic_covariance(niw: NormalInverseWishart, unit_squared: Tensor) -> Tensor:
-    """Cov[μ] = E[Σ]/κ, (n, 3, 3), (eV/Å)²."""
-    return aleatoric_covariance(niw, unit_squared) / niw.evidence.view(-1, 1, 1)
-
-
 def predictive_dof(niw: NormalInverseWishart) -> Tensor:
     """η = ν - d + 1 = ν - 2 of the Student-t law of a force, (n,)."""
     return niw.dof - 2.0
-
-
-def predictive_scale(niw: NormalInverseWishart, unit_squared: Tensor) -> Tensor:
-    """Scale matrix A = (1 + 1/κ) ν/(ν - 2) Σ₀ of the Student-t law, (n, 3, 3), (eV/Å)².
-
-    It is no covariance: that is η/(η - 2) A, the sum of the aleatoric and the epistemic one.
-    """
-    factor = (1.0 + 1.0 / niw.evidence) * niw.dof / predictive_dof(niw)
-    return factor.view(-1, 1, 1) * scale_matrix(niw, unit_squared)
 
 
 def _mean_scale(niw: NormalInverseWishart, unit_squared: Tensor) -> Tensor:
@@ -278,22 +229,3 @@ def evidence_penalty(
     if stop_residual:
         squared = squared.detach()
     return (niw.dof + niw.evidence) * squared
-
-
-def sample_predictive(
-    niw: NormalInverseWishart, unit_squared: Tensor, n_samples: int, generator: torch.Generator
-) -> Tensor:
-    """Draws of y - F from the Student-t law, (n, n_samples, 3), eV/Å.
-
-    √(ν (1 + 1/κ)/χ²_η) σ_F exp((s + T)/2) z with z ~ N(0, 1). The draws carry no gradient.
-    """
-    n, s = niw.log_scale.shape[0], niw.log_scale.detach()
-    half = exp_half(s, niw.tensor.detach(), 1.0)
-    normal = torch.randn((n, n_samples, 3), generator=generator, dtype=s.dtype, device=s.device)
-    shape = 0.5 * predictive_dof(niw).detach()
-    # torch.distributions takes no generator; this is the function it calls.
-    gamma = torch._standard_gamma(shape.view(-1, 1).expand(n, n_samples).contiguous(), generator)
-    spread = unit_squared.to(s.dtype) * niw.dof.detach() * (1.0 + 1.0 / niw.evidence.detach())
-    radius = torch.sqrt(spread.view(-1, 1) / (2.0 * gamma))
-    # half is symmetric.
-    return radius.unsqueeze(2) * torch.bmm(normal, half)

@@ -34,7 +34,7 @@ def mixture(n_samples, directions, independent, noise):
     means = Means(randn(n_samples, N, seed=1), randn(n_samples, N, 3, seed=2), None)
     own = None
     if directions is not None:
-        own = OwnSpread(directions, independent, None, None, None, None, None, None)
+        own = OwnSpread(directions, independent)
     return means, mix(graph, torch.zeros(119).double(), means, own, noise, None, False)
 
 

@@ -13,6 +13,7 @@ from ase.data import chemical_symbols
 
 from ase_bayesmlip.graph import batch_graphs, dense_edges
 from ase_bayesmlip.nn.evidential.potential import EvidentialPotential
+from ase_bayesmlip.nn.mean_energy import MeanEnergyNoise
 from ase_bayesmlip.nn.stacked.operators import load_kernels
 from ase_bayesmlip.prediction import Prediction
 from ase_bayesmlip.serving.compiled import program_inputs
@@ -160,7 +161,7 @@ def test_the_published_energy_noise(eager, graphs):
     """`energy_noise` is "mean": one noise for all atoms of each structure of a batch."""
     model = eager({"members": 2})
     for member in model.members:
-        member.energy_noise = "mean"
+        member.noise.energy = MeanEnergyNoise()
     program = MixtureProgram(list(model.members), model.reference_energies, torch.float64)
     graph = graphs("batch")
     assert_same_fields(model, program, graph, lambda field: 1e-5)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from evidential_laws import predictive_scale
 from scipy.optimize import minimize_scalar
 from scipy.stats import multivariate_t, t
 from tiny import tiny_config, tiny_potential, tiny_sets
@@ -12,7 +13,7 @@ from tiny import tiny_config, tiny_potential, tiny_sets
 from ase_bayesmlip.config import EvidenceConfig, LossConfig
 from ase_bayesmlip.nn.evidential.components import eip_student_t
 from ase_bayesmlip.nn.evidential.head import Evidence
-from ase_bayesmlip.nn.evidential.law import NormalInverseWishart, predictive_scale, scale_distance
+from ase_bayesmlip.nn.evidential.law import NormalInverseWishart, scale_distance
 from ase_bayesmlip.training.evidential_loss import likely_force_factor, penalty_weight, saturated
 from ase_bayesmlip.training.loss import loss
 from ase_bayesmlip.training.outputs import evaluate

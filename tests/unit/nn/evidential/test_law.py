@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from e3nn import o3
+from evidential_laws import epistemic_covariance, predictive_scale, sample_predictive
 from scipy.stats import binom, invwishart, kstest, multivariate_t
 
 from ase_bayesmlip.metrics import (
@@ -18,17 +19,13 @@ from ase_bayesmlip.metrics import (
 )
 from ase_bayesmlip.nn.angular import SphericalHarmonics
 from ase_bayesmlip.nn.evidential.law import (
-    InitialBiases,
     NormalInverseWishart,
     aleatoric_covariance,
-    epistemic_covariance,
     epistemic_deviation,
     evidence_penalty,
-    initial_biases,
+    initial_raw,
     niw_parameters,
     predictive_dof,
-    predictive_scale,
-    sample_predictive,
     scale_matrix,
     student_t_nll,
     total_deviation,
@@ -158,34 +155,23 @@ def test_scale_is_positive_and_well_conditioned_whatever_the_network_says(size):
 
 
 @pytest.mark.parametrize("coupling", [0.0, 5.0])
-def test_initial_biases_reproduce_the_measured_errors(coupling):
-    found = initial_biases(0.02, 0.09, coupling=coupling)
-    raw = torch.tensor([found], dtype=torch.float64)
+def test_the_first_law_has_the_measured_errors(coupling):
+    raw = torch.tensor([initial_raw(10.0, coupling)], dtype=torch.float64)
     niw = niw_parameters(raw, raw[:, :0], coupling)
     assert float(niw.dof) == pytest.approx(10.0, rel=1e-12)
     assert float(niw.evidence) == pytest.approx(2.0 if coupling else 1.0, rel=1e-12)
-    assert float(total_deviation(niw, UNIT)) ** 2 == pytest.approx(0.02, rel=1e-12)
+    assert float(total_deviation(niw, UNIT)) ** 2 == pytest.approx(float(UNIT), rel=1e-12)
 
 
-def test_initial_biases_are_the_documented_numbers():
-    found = initial_biases(1.0, 1.0)
-    expected = InitialBiases(math.log(0.3), math.log(math.expm1(5.0)), math.log(math.expm1(1.0)))
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+def test_the_first_law_in_closed_form():
+    expected = [math.log(0.3), math.log(math.expm1(5.0)), math.log(math.expm1(1.0))]
+    np.testing.assert_allclose(initial_raw(10.0, 0.0), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((1.0, 1.0, 5.0), "dof must be above 5"),
-        ((1.0, 1.0, 180.0), "at most 150"),
-        ((1.0, 1.0, 10.0, 0.0), "evidence must be above"),
-        ((0.0, 1.0), "must be positive"),
-        ((1.0, 1e-4), "choose unit_squared close to"),
-    ],
-)
-def test_initial_biases_that_no_head_can_give_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        initial_biases(*arguments)
+def test_a_ratio_that_leaves_no_evidence_is_refused():
+    with pytest.raises(ValueError, match=r"ratio 318 leaves .* choose one of at most 317"):
+        initial_raw(10.0, 318.0)
+    assert initial_raw(10.0, 317.0)[0] == pytest.approx(-4.0, abs=0.01)
 
 
 # --- moments -------------------------------------------------------------------------------------
