@@ -157,7 +157,13 @@ def test_a_bent_law_is_said_once(tmp_path, monkeypatch):
 # --- what is served
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("tensors", "swag") else [])
+        for name in OPTIONS
+    ],
+)
 def test_served_posteriors_pass_the_checks(served, name, ethanol, strained_co2):
     check_served_model(served(name), ethanol, strained_co2)
 

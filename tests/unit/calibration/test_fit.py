@@ -12,6 +12,7 @@ from synthetic_errors import ELEMENTS, Card, fitted, student_errors, synthetic
 from ase_bayesmlip.calibration import METHODS, calibrate, observe, scaled_results
 from ase_bayesmlip.calibration.fit import MIN_FRAMES
 from ase_bayesmlip.calibration.regions import energy_interval, force_distances, force_radii
+from ase_bayesmlip.calibration.scaling import components, fit_one_factor, fit_two_factors
 from ase_bayesmlip.structures.labelled import LabelledFrame
 
 
@@ -189,3 +190,14 @@ def test_numbers_are_of_frames_that_the_fit_has_not_seen():
     assert found["nll"] == pytest.approx(nll.mean(), rel=1e-10)
     inside = chi2 / factor <= ndtri(0.95) ** 2
     assert found["coverage_90"] == pytest.approx(inside.mean(), rel=1e-12)
+
+
+@pytest.mark.parametrize("method", ["global", "per-element", "split"])
+def test_the_stress_has_the_factor_of_all_forces(method):
+    truth = {"H": 2.0, "C": 0.5, "O": 4.0, "energy": 30.0}
+    observed = observe(*synthetic(100, a=truth, b=truth))
+    found = calibrate(observed, ELEMENTS, method)
+    frames = observed.frames if method == "global" else observed.frames[::2]
+    fit = fit_two_factors if method == "split" else fit_one_factor
+    forces = observed.of_frames(frames).forces
+    assert found.factors.stress_epistemic == fit(components(forces)).epistemic
