@@ -161,6 +161,7 @@ def test_what_is_listed_can_be_got_by_either_backend(other, small_cell, members)
                     assert calc.results.keys() <= {*calc.implemented_properties}
 
 
+@pytest.mark.slow
 def test_a_program_that_reads_columns_is_found_at_load(shipped, monkeypatch):
     """As it did of wires, before what enters was put in rows: TorchScript, and one warning."""
 
@@ -215,6 +216,7 @@ def test_fields_are_given_only_when_asked_for(shipped, ethanol):
         assert (getattr(prediction, name) is None) == hidden, name
 
 
+@pytest.mark.slow
 def test_a_single_atom_and_atoms_out_of_reach(shipped):
     fast = BayesianCalculator(shipped)
     reference = BayesianCalculator(shipped, backend="torchscript")
@@ -252,6 +254,7 @@ def test_a_file_without_a_program_warns_once_when_asked(data_folder):
         assert load_model(path).backend == "torchscript"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -275,6 +278,7 @@ def test_another_machine_falls_back_with_one_warning(copy, ethanol, changes, rea
     assert np.isfinite(ethanol.get_forces()).all()
 
 
+@pytest.mark.slow
 def test_a_damaged_program_falls_back(copy):
     record = read_card(copy).compiled[0]
     add_compiled(copy, record, {"program.pt2": b"no program", "kernels.so": b"no library"})
@@ -283,6 +287,7 @@ def test_a_damaged_program_falls_back(copy):
     assert len(caught) == 1
 
 
+@pytest.mark.slow
 def test_a_program_for_other_kernels_is_not_run(copy):
     card = read_card(copy)
     (record,) = card.compiled
@@ -293,6 +298,7 @@ def test_a_program_for_other_kernels_is_not_run(copy):
     assert len(caught) == 1
 
 
+@pytest.mark.slow
 def test_a_program_that_gives_other_numbers_is_refused(copy):
     card = read_card(copy)
     probe = {**card.probe, "expected": {**card.probe["expected"], "energy": [0.0]}}
@@ -301,6 +307,7 @@ def test_a_program_that_gives_other_numbers_is_refused(copy):
         load_model(copy)
 
 
+@pytest.mark.slow
 def test_programs_survive_a_new_card_and_are_replaced_one_by_one(copy):
     card = read_card(copy)
     before = read_parts(copy, card.compiled)
@@ -396,6 +403,7 @@ def test_a_part_other_than_the_card_says_is_not_run(copy):
         assert len(caught) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["program.pt2", "kernels.so"])
 def test_a_missing_part_falls_back(copy, part):
     content = entries(copy)
@@ -406,6 +414,7 @@ def test_a_missing_part_falls_back(copy, part):
     assert len(caught) == 1
 
 
+@pytest.mark.slow
 def test_a_part_damaged_on_the_disk_falls_back(copy, capsys):
     """Which zipfile notices by a checksum of its own; the message is one line, no traceback."""
     content = bytearray(copy.read_bytes())
@@ -421,6 +430,7 @@ def test_a_part_damaged_on_the_disk_falls_back(copy, capsys):
         replace_card(copy, read_card(copy))
 
 
+@pytest.mark.slow
 def test_a_file_from_before_there_were_checksums(copy):
     record = {k: v for k, v in read_card(copy).compiled[0].items() if k != "sha256"}
     content = entries(copy)
@@ -432,6 +442,7 @@ def test_a_file_from_before_there_were_checksums(copy):
     assert load_model(copy, backend="aoti").backend == "aoti"
 
 
+@pytest.mark.slow
 def test_a_copy_with_another_card_keeps_its_permission(copy):
     card = read_card(copy)
     replace_card(copy, dataclasses.replace(card, created="later"))
@@ -439,6 +450,7 @@ def test_a_copy_with_another_card_keeps_its_permission(copy):
     assert load_model(copy).backend == "aoti"
 
 
+@pytest.mark.slow
 def test_inspect_says_what_code_a_file_carries(copy, capsys, tmp_path, monkeypatch):
     main(["inspect", str(copy)])
     said = capsys.readouterr().out
@@ -451,6 +463,7 @@ def test_inspect_says_what_code_a_file_carries(copy, capsys, tmp_path, monkeypat
     assert 'not compiled here: backend="aoti" to run it' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "record", [b"", b"[]", b"{}", b'{"sha256": 3}', b'{"sha256": [[1]]}', b"\xff"]
 )
