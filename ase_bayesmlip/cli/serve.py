@@ -66,29 +66,23 @@ def run(arguments: argparse.Namespace) -> None:
             f"{len(members)} of {state.config.posterior.members} members are served, and the folds "
             "of the training frames are scored by all; serve them all, or give --calibration frames"
         )
-    card = export_members(
-        members,
-        state.config,
-        state.record,
-        arguments.output,
-        arguments.seed,
-        state.unfinished,
-    )
+    config, record, out = state.config, state.record, arguments.output
+    card = export_members(members, config, record, out, arguments.seed, state.unfinished)
     for note in card.unfinished:
         print(f"unfinished: {note}", file=sys.stderr)
     if frames and card.has_epistemic:
         print(f"{n_kept} calibration frames: {promise(n_kept)}")
-        score_frames(arguments.output, frames)
+        score_frames(out, frames)
     elif folds:
-        n = state.record["n_train"]
+        n = record["n_train"]
         print(f"{n} training frames in {folds} folds, no others: {promise(n // folds)}")
-        score_folds(arguments.output, state.config, state.record)
+        score_folds(out, config, record)
     elif not frames:
         print(
             "no calibration frames: a monitor will need a threshold in eV/Å. The training frames "
             "cannot take their place, for every member has seen them (see posterior.folds)",
             file=sys.stderr,
         )
-    print(f"wrote {arguments.output}; look at it with: bayesmlip inspect {arguments.output}")
+    print(f"wrote {out}; look at it with: bayesmlip inspect {out}")
     if arguments.backend == "aoti":
-        compile_file(arguments.output, "cpu", None)
+        compile_file(out, "cpu", None)

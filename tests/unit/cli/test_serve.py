@@ -1,13 +1,20 @@
 """`bayesmlip serve`: from frames to a served file, and folders that are no run."""
 
+import dataclasses
+import shutil
+
 import numpy as np
+import pytest
 from ase.io import read
+from tiny import tiny_config
 
 from ase_bayesmlip.calculator import BayesianCalculator
 from ase_bayesmlip.card import read_card
 from ase_bayesmlip.cli.main import main
 from ase_bayesmlip.md import threshold
+from ase_bayesmlip.posteriors import POSTERIORS, RunOptions
 from ase_bayesmlip.testing import check_served_model
+from ase_bayesmlip.training.state import Checkpoint
 
 
 def test_serve_a_folder_that_is_no_run(tmp_path, capsys):
@@ -64,3 +71,78 @@ def test_from_frames_to_a_served_file(write_config, tmp_path, data_folder, capsy
     assert main(["serve", str(run), "-o", str(path), "--samples", "3"]) == 2
     assert "3 samples asked of 2 trained members" in capsys.readouterr().err
     assert read_card(path) == card
+
+
+# --- a run that has not come to its end
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for kind, settings in {"ensemble": {"members": 3}, "swag": {"members": 2, "epochs": 2}}.items():
+        config = tiny_config(model={"n_layers": 1}, posterior={"kind": kind, **settings})
+        POSTERIORS[kind].fit(config, folder / kind, RunOptions(progress=False))
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy to spoil."""
+    return shutil.copytree(trained, tmp_path / "runs")
+
+
+def stop(path, done, **state):
+    """As if the member had been interrupted."""
+    found = Checkpoint.read(path)
+    dataclasses.replace(found, done=done, finished=False, state={**found.state, **state}).write(
+        path
+    )
+
+
+def served(folder, *options):
+    return main(["serve", str(folder), "-o", str(folder / "model.pt"), *options])
+
+
+def test_an_unfinished_run_is_served_on_request_and_marked(run, capsys):
+    folder = run / "ensemble"
+    stop(folder / "member-01/checkpoint.pt", 3)
+    assert served(folder) == 2
+    assert "after step 3 of 4; finish it with --resume, or serve it" in capsys.readouterr().err
+    shutil.rmtree(folder / "member-02")
+    assert served(folder, "--unfinished") == 0
+    notes = ["member-01 after step 3 of 4", "member-02 has not begun"]
+    assert [f"unfinished: {note}" for note in notes] == capsys.readouterr().err.splitlines()[:2]
+    card = read_card(folder / "model.pt")
+    assert (card.unfinished, card.n_members) == (notes, 2)
+    assert main(["inspect", str(folder / "model.pt")]) == 0
+    assert f"unfinished  {'; '.join(notes)}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("early", [{"phase": "mse"}, {"best_loss": float("inf")}])
+def test_error_bars_that_nothing_trained_are_not_served(run, capsys, early):
+    """The weights of the warm-up have noise heads, too."""
+    folder = run / "ensemble"
+    stop(folder / "member-00/checkpoint.pt", 2, **early)
+    assert served(folder, "--unfinished") == 0
+    card = read_card(folder / "model.pt")
+    assert (card.unfinished, card.n_members) == (["member-00 is left out after step 2 of 4"], 2)
+    stop(folder / "member-01/checkpoint.pt", 2, **early)
+    assert served(folder, "--unfinished") == 2
+    assert "cannot be served yet (member-00 is left out after" in capsys.readouterr().err
+
+
+def test_a_stage_that_has_not_come_to_its_end(run, capsys):
+    folder = run / "swag"
+    path = folder / "member-01/swag.pt"
+    moments = Checkpoint.read(path).state["moments"]
+    stop(path, 1, moments={**moments, "n": 1})
+    assert served(folder, "--unfinished") == 0
+    card = read_card(folder / "model.pt")
+    assert card.unfinished == ["member-01 is left out after step 1 of 2"]
+    assert card.n_members == 8
+    assert served(folder) == 2
+
+
+def test_a_finished_run_is_not_marked(run, capsys):
+    assert served(run / "ensemble", "--unfinished") == 0
+    assert read_card(run / "ensemble/model.pt").unfinished == []

@@ -7,6 +7,9 @@ import sys
 import time
 
 import pytest
+from tiny import tiny_config
+
+from ase_bayesmlip.posteriors.members import seconds_for
 
 # Workers import this as their main module, and their function from it.
 SCRIPT = """
@@ -62,3 +65,25 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
         for file in tmp_path.glob("*.pid"):
             if is_alive(int(file.read_text())):
                 os.kill(int(file.read_text()), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("posterior", "jobs", "shares"),
+    [
+        ({"kind": "point"}, 1, (600, None)),
+        ({"kind": "ensemble", "members": 4}, 1, (150, None)),
+        ({"kind": "ensemble", "members": 4}, 2, (300, None)),
+        ({"kind": "ensemble", "members": 4}, 3, (300, None)),  # two rounds
+        ({"kind": "ensemble", "members": 4}, 9, (600, None)),
+        ({"kind": "swag", "epochs": 20}, 1, (400, 200)),
+        ({"kind": "swag", "epochs": 20, "members": 2}, 1, (200, 100)),
+        ({"kind": "ivon", "epochs": 20, "start_from": "run"}, 1, (None, 600)),
+        ({"kind": "laplace", "start_from": "run"}, 1, (600, None)),
+    ],
+)
+def test_members_and_what_follows_them_share_the_time(posterior, jobs, shares):
+    config = tiny_config(training={"epochs": 40, "time_limit": 10}, posterior=posterior)
+    for epochs, seconds in zip((40, 20), shares, strict=True):
+        if seconds is not None:
+            assert seconds_for(config, epochs, jobs) == pytest.approx(seconds, rel=1e-12)
+    assert seconds_for(tiny_config(posterior=posterior), 40, jobs) is None
