@@ -19,7 +19,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--jobs", type=int, help="members at a time (default: one per core)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_argument(
+        "--quiet", action="store_true", help="no progress bars; a line before and one after"
+    )
     parser.set_defaults(run=run)
 
 
@@ -45,7 +47,24 @@ def run(arguments: argparse.Namespace) -> None:
     with announced():
         POSTERIORS[config.posterior.kind].fit(config, arguments.out, options)
     if rank() == 0:
-        print(f"trained; next: bayesmlip serve {arguments.out} -o model.pt")
+        print(
+            f"trained {arguments.out}{_errors(arguments.out)}; next: bayesmlip serve "
+            f"{arguments.out} -o model.pt"
+        )
+
+
+def _errors(folder: Path) -> str:
+    """The best validation errors of the members that were trained there."""
+    from ase_bayesmlip.training.log import METRICS_FILE, best_errors
+
+    found = [best_errors(path) for path in sorted(folder.glob(f"member-*/{METRICS_FILE}"))]
+    if not found:  # a posterior around the members of another run
+        return ""
+    forces, energies = (
+        f"{min(values):.3g}" + f" to {max(values):.3g}" * (len(values) > 1)
+        for values in zip(*found, strict=True)
+    )
+    return f": validation RMSE of forces {forces} meV/Å, of energies {energies} meV/atom"
 
 
 @contextmanager

@@ -250,6 +250,8 @@ def load_config(path: str | Path) -> Config:
     FileNotFoundError, ConfigError
     """
     path = Path(path)
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; give a configuration file (YAML)")
     if not path.is_file():
         raise FileNotFoundError(f"no configuration file at {path}")
     content = read_yaml(path)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 
 from ase.data import chemical_symbols
 
 from ase_bayesmlip.config import Config
 from ase_bayesmlip.metrics.reach import promise
+from ase_bayesmlip.nn.build import build_potential
 from ase_bayesmlip.structures.labelled import read_frames
 from ase_bayesmlip.structures.reading import in_words
 from ase_bayesmlip.training.data import TrainingData
@@ -30,7 +32,7 @@ def announce(config: Config, data: TrainingData) -> None:
 
 
 def describe(config: Config, data: TrainingData) -> str:
-    """Frames, labels, elements, reference energies and false-alarm rate of a training."""
+    """Sizes, labels, elements, reference energies and false-alarm rate of a training."""
     frames = [*data.train, *data.valid]
     with_stress = sum(frame.stress is not None for frame in frames)
     labels = ", ".join(
@@ -43,9 +45,14 @@ def describe(config: Config, data: TrainingData) -> str:
     )
     elements = ", ".join(chemical_symbols[z] for z in data.statistics.atomic_numbers)
     lone = f"; {data.n_lone} training frames with atoms that have no neighbour" * (data.n_lone > 0)
+    n_atoms, n_valid = (sum(len(f.atoms) for f in part) for part in (data.train, data.valid))
+    n_batches = math.ceil(len(data.train) / config.training.batch_size)
+    potential = build_potential(config.model, config.loss, data.statistics, seed=0)
+    n_parameters = sum(parameter.numel() for parameter in potential.parameters())
     return (
-        f"{len(data.train)} training and {len(data.valid)} validation frames; labels: {labels}; "
-        f"elements: {elements}; reference energies: {_references(config)}; "
+        f"{len(data.train)} training and {len(data.valid)} validation frames ({n_atoms} and "
+        f"{n_valid} atoms, {n_batches} batches an epoch); {n_parameters} parameters; "
+        f"labels: {labels}; elements: {elements}; reference energies: {_references(config)}; "
         f"{_alarms(config, len(data.train))}{lone}; read from {in_words(config.data.train)}"
     )
 

@@ -45,6 +45,21 @@ def truncate_metrics(path: Path, epoch: int) -> None:
         path.unlink()
 
 
+def best_errors(path: Path) -> tuple[float, float]:
+    """Validation RMSE of forces, meV/Å, and energies, meV/atom, where a training was at its best.
+
+    That is the lowest loss of the last phase, whose losses alone compare.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    best = min(
+        (row for row in rows if row["phase"] == rows[-1]["phase"]),
+        key=lambda row: float(row["valid_loss"]),
+    )
+    names = ("valid_forces_rmse_meV_per_A", "valid_energy_rmse_meV_per_atom")
+    return float(best[names[0]]), float(best[names[1]])
+
+
 def _text(rows: Sequence[Sequence[Any]]) -> bytes:
     buffer = io.StringIO(newline="")
     csv.writer(buffer).writerows(rows)

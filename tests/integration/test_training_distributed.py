@@ -231,7 +231,7 @@ def test_only_rank_0_writes(worked, tmp_path, name):
 
 def test_command_line(commanded, tmp_path):
     folder, result = commanded
-    assert result.stdout.count("trained; next: bayesmlip serve") == 1
+    assert result.stdout.count("; next: bayesmlip serve") == 1
     # The first line of a bar is drawn once; how often the last one is depends on the clock.
     for member in ("member-00", "member-01"):
         assert result.stderr.count(f"{member}:   0%") == 1

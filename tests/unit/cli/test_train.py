@@ -29,6 +29,8 @@ def test_train_refuses_a_wrong_configuration(write_config, tmp_path, capsys, cha
 def test_train_without_a_configuration(tmp_path, capsys):
     assert main(["train", str(tmp_path / "no.yaml"), "--out", str(tmp_path / "run")]) == 2
     assert "no configuration file at" in capsys.readouterr().err
+    assert main(["train", str(tmp_path), "--out", str(tmp_path / "run")]) == 2
+    assert "is a folder; give a configuration file" in capsys.readouterr().err
 
 
 def test_interruption_is_exit_code_130(write_config, tmp_path, capsys, monkeypatch):

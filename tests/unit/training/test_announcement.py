@@ -1,17 +1,20 @@
 """The line at the start of a training."""
 
+import csv
 import logging
 
 import ase.io
 import numpy as np
 import pytest
 from ase.build import bulk
-from tiny import DATA, tiny_config
+from tiny import DATA, tiny_config, tiny_potential
 
 from ase_bayesmlip.cli.main import main
 from ase_bayesmlip.structures.reading import DataError
 from ase_bayesmlip.training.announcement import announce, describe
 from ase_bayesmlip.training.data import load_training_data
+
+NAMES = ("forces_rmse_meV_per_A", "energy_rmse_meV_per_atom")
 
 
 def line(**data) -> str:
@@ -21,7 +24,11 @@ def line(**data) -> str:
 
 def test_what_it_says():
     text = line(calibration=f"{DATA}/ethanol_calib.extxyz@:19")
-    assert text.startswith("7 training and 3 validation frames; labels: energy 10 of 10, forces")
+    n = sum(p.numel() for p in tiny_potential(tiny_config()).parameters())
+    assert text.startswith(
+        "7 training and 3 validation frames (63 and 27 atoms, 4 batches an epoch); "
+        f"{n} parameters; labels: energy 10 of 10, forces"
+    )
     assert (
         "forces 10 of 10, stress 0 of 10; elements: H, C, O; reference energies: given in" in text
     )
@@ -71,8 +78,14 @@ def test_the_library_is_silent_and_the_command_is_not(tmp_path, capsys):
     for more in ([], ["--resume"]):
         assert main(["train", str(path), "--out", str(tmp_path / "run"), "--quiet", *more]) == 0
         first, last = capsys.readouterr().out.splitlines()
-        assert first.startswith("4 training and 2 validation frames; labels: energy 6 of 6")
-        assert last.startswith("trained; next")
+        assert first.startswith("4 training and 2 validation frames (36 and 18 atoms, 1 batches")
+        with (tmp_path / "run/member-00/metrics.csv").open() as file:
+            (row,) = csv.DictReader(file)
+        forces, energies = (float(row[f"valid_{name}"]) for name in NAMES)
+        assert last == (
+            f"trained {tmp_path / 'run'}: validation RMSE of forces {forces:.3g} meV/Å, of energies "
+            f"{energies:.3g} meV/atom; next: bayesmlip serve {tmp_path / 'run'} -o model.pt"
+        )
     assert not logging.getLogger("ase_bayesmlip").handlers
 
 

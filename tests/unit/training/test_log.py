@@ -36,3 +36,16 @@ def test_an_interruption_loses_no_row(tmp_path, monkeypatch):
     monkeypatch.undo()
     log.truncate_metrics(path, 2)
     assert path.read_text().split() == ["epoch,loss", "1,0.5", "2,0.5"]
+
+
+def test_the_best_errors_are_those_of_the_last_phase(tmp_path):
+    """Losses of the warm-up are of another kind: a lower one there says nothing."""
+    path = tmp_path / log.METRICS_FILE
+    rows = [("mse", -9.0, 1.0), ("nll_jef", 0.5, 3.0), ("nll_jef", 0.2, 2.0), ("nll_jef", 0.3, 4.0)]
+    for epoch, (phase, loss, error) in enumerate(rows):
+        errors = {
+            "valid_forces_rmse_meV_per_A": error,
+            "valid_energy_rmse_meV_per_atom": 10 * error,
+        }
+        log.append_metrics(path, {"epoch": epoch, "phase": phase, "valid_loss": loss, **errors})
+    assert log.best_errors(path) == (2.0, 20.0)
