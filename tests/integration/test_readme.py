@@ -38,6 +38,17 @@ def test_python_of_the_first_screen_runs(name, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "monitor.csv").read_text().count("\n") == 102
 
 
+def test_python_of_the_monitor_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (code,) = fences(text_of("docs/monitor.md"), "python")
+    names = {}
+    exec(code, names)
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("step ")
+    assert names["monitor"].stop_reason
+    assert (tmp_path / "flagged.extxyz").exists()
+
+
 def test_the_readme_is_one_that_is_read():
     assert len(text_of("README.md").encode()) < 8000
 
