@@ -19,9 +19,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--jobs", type=int, help="members at a time (default: one per core)")
-    parser.add_argument(
-        "--quiet", action="store_true", help="no progress bars; a line before and one after"
-    )
+    parser.add_argument("--quiet", action="store_true", help="two lines and no progress bars")
     parser.set_defaults(run=run)
 
 

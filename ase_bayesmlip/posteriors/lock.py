@@ -55,6 +55,8 @@ def folder_lock(folder: Path) -> Iterator[None]:
         yield
         return
     folder = Path(folder)
+    if folder.is_file():
+        raise FileExistsError(f"{folder} is a file; give a folder for the run")
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     handle = _locked(folder / LOCK_FILE)

@@ -24,6 +24,12 @@ def test_a_second_training_is_told_of_the_first(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "run").touch()
+    with pytest.raises(FileExistsError, match="run is a file; give a folder"):
+        POSTERIORS["point"].fit(tiny_config(), tmp_path / "run")
+
+
 def test_nothing_is_left_of_a_training_that_never_began(tmp_path):
     with pytest.raises(KeyError), folder_lock(tmp_path / "run"):
         raise KeyError
