@@ -61,18 +61,9 @@ class Convolution(nn.Module):
     def forward(
         self, features: Tensor, harmonics: Tensor, radial: Tensor, edge_index: Tensor
     ) -> Tensor:
-        """Aggregate messages of the neighbours.
+        """Features (n_atoms, components, channels) to (n_atoms, components out, channels).
 
-        Parameters
-        ----------
-        features : Tensor, (n_atoms, components, channels)
-        harmonics : Tensor, (n_edges, (l_max + 1)²)
-        radial : Tensor, (n_edges, n_radial)
-        edge_index : Tensor, (2, n_edges)
-
-        Returns
-        -------
-        Tensor, (n_atoms, components out, channels)
+        Edges have harmonics (n_edges, (l_max + 1)²) and radial functions (n_edges, n_radial).
         """
         senders = features.index_select(0, edge_index[1])
         return self._aggregate(senders, harmonics, radial, edge_index[0], features.shape[0])
@@ -102,18 +93,10 @@ class Convolution(nn.Module):
     ) -> Tensor:
         """Chain rule through `in_parts`, which is evaluated once more.
 
-        Parameters
-        ----------
-        by_density : Tensor, (K, n_atoms, components out, channels)
-            Derivatives of K numbers by the result.
-        by_harmonics : Tensor, (K, n_edges, (l_max + 1)²)
-        by_radial : Tensor, (K, n_edges, n_radial)
-            Derivatives by harmonics and radial functions are added to these.
-
-        Returns
-        -------
-        Tensor, (K, n_atoms, components, channels)
-            Derivatives by the features; zero where these do not depend on the positions.
+        From derivatives of K numbers by the result, (K, n_atoms, components out, channels), to
+        those by the features, zero where these do not depend on the positions. Those by the
+        harmonics, (K, n_edges, (l_max + 1)²), and the radial functions, (K, n_edges, n_radial),
+        are added to what is given.
         """
         by_features = torch.stack([torch.zeros_like(features)] * by_density.shape[0])
         for part in cut.parts:
@@ -184,13 +167,8 @@ def _edge_couplings(
 
     For each input irrep the edge matrix has a row for every output component it can reach and a
     column for every component of the input irrep: no arithmetic is spent on forbidden couplings.
-
-    Returns
-    -------
-    matrix : Tensor, ((l_max + 1)², Σ rows · dim)
-    columns : list of (out component, path) for each row
-    dims, rows : list of int
-        Shape of the edge matrix of each input irrep.
+    Returns the matrix, ((l_max + 1)², Σ rows · dim), (out component, path) of each row, and dims
+    and rows of the edge matrix of each input irrep.
     """
     harmonic_slices, out_slices = component_slices(harmonics), component_slices(irreps_out)
     blocks, columns, dims, rows = [], [], [], []

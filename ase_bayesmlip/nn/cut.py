@@ -40,17 +40,10 @@ class Cut(NamedTuple):
 
 
 def slopes_by_density(energies: Tensor, cut: Cut, by_sources: list[Tensor]) -> Tensor:
-    """Derivatives of K sums of energies by the density of one layer.
+    """Derivatives of K sums of energies (K, n_atoms), eV, by the density of one layer.
 
-    Parameters
-    ----------
-    energies : Tensor, (K, n_atoms), eV
-    by_sources : list of Tensor, each (K, n_atoms, components, channels)
-        Derivatives by what all later layers send: their number says which layer.
-
-    Returns
-    -------
-    Tensor, (K, n_atoms, components, channels)
+    `by_sources` holds the derivatives by what all later layers send, each (K, n_atoms, components,
+    channels), as is the result: their number says which layer.
     """
     later = len(cut.densities) - len(by_sources)
     slopes: list[Tensor] = []

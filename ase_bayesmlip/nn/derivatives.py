@@ -14,13 +14,8 @@ from ase_bayesmlip.prediction import MemberOutput
 def with_derivative_inputs(graph: AtomicGraph, stress: bool) -> tuple[AtomicGraph, Tensor, Tensor]:
     """The graph as a differentiable function of positions and of a homogeneous strain.
 
-    Returns
-    -------
-    graph : AtomicGraph
-    positions : Tensor, (n_atoms, 3)
-        Leaf to differentiate by for forces.
-    strain : Tensor, (n_graphs, 3, 3)
-        Leaf of zeros to differentiate by for stress; unused by the graph without `stress`.
+    Returned with both, the leaves to differentiate by: (n_atoms, 3), and (n_graphs, 3, 3) of
+    zeros, which the graph does not depend on without `stress`.
     """
     positions = graph.positions.detach().requires_grad_(True)
     strain = torch.zeros_like(graph.cell)

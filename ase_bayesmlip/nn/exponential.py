@@ -61,14 +61,10 @@ def exponential_coefficients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Coefficients of exp(X) = a₀ + a₁X + a₂X², each (n,), for traceless symmetric 3×3 X.
 
-    Cayley-Hamilton, X³ = J₂ X + J₃, makes them polynomials of the two invariants. They are found by
-    a Taylor series of X/2ᵏ and k squarings in coefficient space. Unlike an eigendecomposition this
-    has finite first and second derivatives where eigenvalues coincide, as they do at X = 0.
-
-    Parameters
-    ----------
-    j2, j3 : Tensor, (n,)
-        J₂ = tr X²/2 and J₃ = det X.
+    Cayley-Hamilton, X³ = J₂ X + J₃, makes them polynomials of the invariants J₂ = tr X²/2 and J₃ =
+    det X, (n,). They are found by a Taylor series of X/2ᵏ and k squarings in coefficient space.
+    Unlike an eigendecomposition this has finite first and second derivatives where eigenvalues
+    coincide, as they do at X = 0.
     """
     h = 0.5**squarings
     j2, j3 = j2 * h**2, j3 * h**3
@@ -86,13 +82,9 @@ def exponential_coefficients(
 
 
 def exp_traceless_symmetric(matrix: Tensor, squarings: int = 4, order: int = 10) -> Tensor:
-    """Matrix exponential of traceless symmetric 3×3 matrices, smooth everywhere.
+    """exp(X), smooth everywhere, of traceless symmetric X, (n, 3, 3), |X| up to about 5.
 
-    Parameters
-    ----------
-    matrix : Tensor, (n, 3, 3), |X| up to about 5
-    squarings, order : int
-        See `exponential_terms`.
+    See `exponential_terms` for squarings and order.
     """
     square = torch.bmm(matrix, matrix)
     j2 = 0.5 * square.diagonal(dim1=1, dim2=2).sum(1)
@@ -115,13 +107,9 @@ def exp_traceless_trace(t: Tensor) -> Tensor:
 
 
 def exp_half(log_scale: Tensor, tensor: Tensor, sign: float) -> Tensor:
-    """exp(±(s + T)/2), (n, 3, 3): a root of exp(s + T) or of its inverse. Nothing is damped here.
+    """exp(±(s + T)/2), (n, 3, 3), from s, (n,), and T, (n, 5): a root of exp(s + T) or its inverse.
 
-    Parameters
-    ----------
-    log_scale : Tensor, (n,)
-    tensor : Tensor, (n, 5)
-    sign : 1.0 or -1.0
+    Nothing is damped here.
     """
     squarings, order = exponential_terms(tensor, True)
     traceless = exp_traceless_symmetric(

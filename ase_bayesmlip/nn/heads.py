@@ -57,19 +57,9 @@ class LayerReadout(nn.Module):
 
 
 def spd_covariance(log_scale: Tensor, tensor: Tensor) -> Tensor:
-    """Σ = exp(s + T): symmetric, positive definite and equivariant.
+    """Σ = exp(s + T), (n, 3, 3): symmetric, positive semi-definite to the last bit and equivariant.
 
-    Parameters
-    ----------
-    log_scale : Tensor, (n,)
-        s = tr(log Σ)/3, damped here.
-    tensor : Tensor, (n, 5)
-        The 2e part of log Σ, damped here.
-
-    Returns
-    -------
-    Tensor, (n, 3, 3)
-        H Hᵀ with H = exp(T/2) e^{s/2}, positive semi-definite to the last bit.
+    s = tr(log Σ)/3, (n,), and the 2e part of log Σ, (n, 5), are damped here.
     """
     return exp_symmetric(linear_tanh(log_scale), damp_tensor(tensor))
 
@@ -134,12 +124,8 @@ class NoiseHeads(nn.Module):
     def set_scales(self, energy_variance: float, force_variance: float) -> None:
         """Set the variances that raw zeros stand for.
 
-        Parameters
-        ----------
-        energy_variance : float, eV²
-            Of one atom's share, or of the whole energy where its noise is the "mean".
-        force_variance : float, (eV/Å)²
-            Of a component.
+        In eV², of one atom's share, or of the whole energy where its noise is the "mean", and in
+        (eV/Å)², of a component.
         """
         self.energy_scale.fill_(energy_variance)
         self.force_scale.fill_(force_variance)
@@ -147,14 +133,9 @@ class NoiseHeads(nn.Module):
     def forward(
         self, raw: Tensor, tensor: Tensor, batch: Tensor, n_graphs: int
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Variances of atoms, (n,), eV², and covariances of forces, (n, 3, 3), (eV/Å)².
+        """Scalars (n, n_scalars), tensor (n, 5) or (n, 0), to (n,) eV² and (n, 3, 3) (eV/Å)².
 
-        Parameters
-        ----------
-        raw : Tensor, (n, n_scalars)
-        tensor : Tensor, (n, 5) or (n, 0)
-        batch : Tensor, (n,)
-            Structure of each atom.
+        `batch`, (n,), is the structure of each atom. What is not trained is None.
         """
         return self.with_scales(raw, tensor, self.energy_scale, self.force_scale, batch, n_graphs)
 

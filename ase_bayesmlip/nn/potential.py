@@ -119,11 +119,7 @@ class Potential(nn.Module):
     def forward(self, graph: AtomicGraph, lazy: bool = False) -> MemberOutput:
         """Interaction energy of every atom and the aleatoric noise of the labels.
 
-        Parameters
-        ----------
-        graph : AtomicGraph
-        lazy : bool
-            Whether to leave out the covariances of forces that only evidential potentials have.
+        A `lazy` call leaves out the covariances of forces that only evidential potentials have.
         """
         return self.output(self.strata(graph), graph, lazy)
 
@@ -145,11 +141,8 @@ class Potential(nn.Module):
     def strata(self, graph: AtomicGraph, parts: list[Part] | None = None) -> Strata:
         """Features of all layers and what the readouts make of them.
 
-        Parameters
-        ----------
-        parts : list of Part or None
-            If given, edges, which must be sorted by centre, are taken so. Derivatives of the
-            result are zero then, but for those of what `rejoined` makes of it.
+        If `parts` are given, the edges, which must be sorted by centre, are taken so. Derivatives
+        of the result are zero then, but for those of what `rejoined` makes of it.
         """
         # Differences first, precision after: coordinates far from the origin keep their digits.
         vectors = edge_vectors(graph).to(self.scale.dtype)
@@ -191,18 +184,9 @@ class Potential(nn.Module):
         )
 
     def rejoined(self, energies: Tensor, cut: Cut) -> Tensor:
-        """Numbers with the derivatives that K sums of energies have by the positions.
+        """Numbers, (K,), with the derivatives of K sums of energies (K, n_atoms) by positions.
 
-        Parameters
-        ----------
-        energies : Tensor, (K, n_atoms), eV
-        cut : Cut
-            Of the strata that they belong to.
-
-        Returns
-        -------
-        Tensor, (K,)
-            Only their derivatives mean something.
+        Only their derivatives mean something. `cut` is that of the strata of the energies.
         """
         n = energies.shape[0]
         by_harmonics = torch.stack([torch.zeros_like(cut.harmonics)] * n)

@@ -13,13 +13,7 @@ SILU_NORMALISATION = 1.6765324703310907
 def bessel_basis(x: Tensor, n_radial: int) -> Tensor:
     """b_n(x) = √2 sin(nπx) / x for n = 1 … n_radial (arXiv 2003.03123, eq. 7).
 
-    Parameters
-    ----------
-    x : Tensor, (n_edges,), distance in units of the cutoff, positive
-
-    Returns
-    -------
-    Tensor, (n_edges, n_radial)
+    x, (n_edges,), is the distance in units of the cutoff; the result is (n_edges, n_radial).
     """
     n = torch.arange(1, n_radial + 1, device=x.device, dtype=x.dtype)
     return math.sqrt(2.0) * torch.sin(math.pi * x.unsqueeze(1) * n) / x.unsqueeze(1)

@@ -69,18 +69,11 @@ def set_factors(scaling: Any, factors: Factors) -> None:
 def calibrated(
     prediction: Prediction, forces: Tensor, energy: Tensor, stress: Tensor
 ) -> Prediction:
-    """A prediction with multiplied variances.
+    """A prediction with variances times (2, n_atoms), (2,) and (1,), the epistemic one first.
 
     Samples move about their mean with the root of the factor, so that their spread stays the
     epistemic variance (Imbalzano et al., doi:10.1063/5.0036522). Where the factors of energy and
     forces differ, the forces of one sample are then no derivative of its energy.
-
-    Parameters
-    ----------
-    forces : Tensor, (2, n_atoms)
-    energy : Tensor, (2,)
-    stress : Tensor, (1,)
-        Factors of variances; the first of two is epistemic.
     """
     p = prediction
     stress_members = p.stress_members

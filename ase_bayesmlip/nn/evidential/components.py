@@ -82,13 +82,7 @@ def eip_student_t(nig: ComponentNIG, quantile: float) -> tuple[Tensor, Tensor, T
 
 
 def eip_nll(residual: Tensor, nig: ComponentNIG, quantile: float) -> Tensor:
-    """Negative log-likelihood of force errors, (n, 3), nats, in the form of the paper of eIP.
-
-    Parameters
-    ----------
-    residual : Tensor, (n, 3), eV/Å
-        Label - prediction.
-    """
+    """-log p of force errors, label - prediction, (n, 3), eV/Å, in nats: the form of the paper."""
     dof, shift, scale = eip_student_t(nig, quantile)
     return univariate_student_t_nll(residual - shift, scale * scale, dof)
 
@@ -100,15 +94,7 @@ def eip_regulariser(residual: Tensor, nig: ComponentNIG, quantile: float) -> Ten
 
 
 class ComponentEvidence(NamedTuple):
-    """Laws of the force components of n atoms.
-
-    Attributes
-    ----------
-    nig : ComponentNIG
-        In units of σ_F.
-    unit_squared : Tensor, (), (eV/Å)²
-        σ_F².
-    """
+    """Laws of the force components of n atoms in units of σ_F, and σ_F², (), (eV/Å)²."""
 
     nig: ComponentNIG
     unit_squared: Tensor

@@ -63,12 +63,5 @@ def evidential_energy(
 
 
 def energy_student_t_nll(residual: Tensor, variance: Tensor, dof: Tensor) -> Tensor:
-    """Negative log-likelihood of energies, (n_graphs,), nats, by a Student-t of given variance.
-
-    Parameters
-    ----------
-    residual : Tensor, (n_graphs,), eV
-    variance : Tensor, (n_graphs,), eV²
-    dof : Tensor, () or (n_graphs,), η > 2
-    """
+    """-log p of energy errors, (n_graphs,), nats: a Student-t of given variance, eV², and η > 2."""
     return univariate_student_t_nll(residual, variance * (dof - 2.0) / dof, dof)

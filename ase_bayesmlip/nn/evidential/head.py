@@ -123,14 +123,10 @@ class EvidentialHead(nn.Module):
     def forward(
         self, features: list[Tensor], species: Tensor, force_scale: Tensor, energy_scale: Tensor
     ) -> Evidence:
-        """The laws of n atoms.
+        """The laws of n atoms from the features of all layers, each (n, components, channels).
 
-        Parameters
-        ----------
-        features : list of Tensor, each (n, components, channels)
-        species : Tensor, (n, n_species), one-hot
-        force_scale, energy_scale : Tensor, (), (eV/Å)² and eV²
-            Units of the raw channels.
+        Species are one-hot, (n, n_species); the scales, in (eV/Å)² and eV², are the units of the
+        raw channels.
         """
         raw, hidden = self.network.with_basis(joined(features, self.invariant_starts, 1)[:, 0])
         raw = raw + species @ self.bias
@@ -148,13 +144,9 @@ class EvidentialHead(nn.Module):
         return self.source(directed, torch.sigmoid(hidden @ self.gates))  # type: ignore[no-any-return]
 
     def output(self, energies: Tensor, evidence: Evidence, lazy: bool) -> MemberOutput:
-        """Moments of the laws: aleatoric and epistemic parts of energies and forces.
+        """Moments of the laws beside energies, (n,), eV: aleatoric and epistemic parts.
 
-        Parameters
-        ----------
-        energies : Tensor, (n,), eV
-        lazy : bool
-            Whether to leave out the covariances of the forces; the epistemic trace needs none.
+        A `lazy` call leaves out the covariances of the forces; the epistemic trace needs none.
         """
         niw = evidence.niw
         energy_noise = niw.dof / (niw.dof - 2.0) * evidence.energy_scale

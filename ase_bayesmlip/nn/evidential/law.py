@@ -168,13 +168,10 @@ def total_deviation(niw: NormalInverseWishart, unit_squared: Tensor) -> Tensor:
 
 
 def scale_distance(residual: Tensor, niw: NormalInverseWishart, unit_squared: Tensor) -> Tensor:
-    """M = rᵀ Σ₀⁻¹ r = |exp(-(s + T)/2) r|²/σ_F², (n,).
+    """M = rᵀ Σ₀⁻¹ r = |exp(-(s + T)/2) r|²/σ_F², (n,), of force errors r, (n, 3), eV/Å.
 
-    The half exponent leaves it a square: neither a factorisation nor a negative distance can occur.
-
-    Parameters
-    ----------
-    residual : Tensor, (n, 3), eV/Å
+    The half exponent leaves it a square: neither a factorisation nor a negative distance can
+    occur.
     """
     whitened = torch.bmm(exp_half(niw.log_scale, niw.tensor, -1.0), residual.unsqueeze(2))
     return (whitened * whitened).sum(dim=(1, 2)) / unit_squared
@@ -214,16 +211,11 @@ def evidence_penalty(
     unit_squared: Tensor,
     stop_residual: bool = False,
 ) -> Tensor:
-    """(ν + κ) |r|²/σ_F², (n,): evidence is penalised where the error is large.
+    """(ν + κ) |r|²/σ_F², (n,): evidence is penalised where the error, (n, 3), eV/Å, is large.
 
-    That of arXiv 2602.10419 but for the division by σ_F², so that its weight does not depend on the
-    unit of force. With free κ any weight drives κ towards zero, for the likelihood does not resist.
-
-    Parameters
-    ----------
-    residual : Tensor, (n, 3), eV/Å
-    stop_residual : bool
-        Whether the penalty shapes the evidence alone and does not pull on the forces.
+    That of arXiv 2602.10419 but for the division by σ_F², so that its weight does not depend on
+    the unit of force. With free κ any weight drives κ towards zero, for the likelihood does not
+    resist. With `stop_residual` it shapes the evidence alone and does not pull on the forces.
     """
     squared = (residual * residual).sum(dim=1) / unit_squared.to(residual.dtype)
     if stop_residual:

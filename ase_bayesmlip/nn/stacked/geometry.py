@@ -95,13 +95,9 @@ class DenseGeometry(nn.Module):
 def vector_gradients(by_harmonics: Tensor, by_distances: Tensor, slopes: Tensor) -> Tensor:
     """Chain rule to the vectors: (members, n_atoms, width, 3).
 
-    Parameters
-    ----------
-    by_harmonics : Tensor, (members, n_atoms, width, (l_max + 1)²)
-        That by Y_00, a constant, is not used.
-    by_distances : Tensor, (members, n_atoms, width)
-    slopes : Tensor
-        Of `Surroundings`.
+    From derivatives by the harmonics, (members, n_atoms, width, (l_max + 1)²), of which that by
+    Y_00, a constant, is not used, and by the distances, (members, n_atoms, width), with the
+    `slopes` of `Surroundings`.
     """
     members, n_atoms, width, n_harmonics = by_harmonics.shape
     by = torch.cat([by_distances.unsqueeze(3), by_harmonics[..., 1:]], dim=3)

@@ -212,18 +212,8 @@ class StackedPotential(nn.Module):
     ) -> tuple[MemberOutput, Tensor, Record]:
         """As `Potential.forward`, with the members in the place of its single head.
 
-        Parameters
-        ----------
-        species : Tensor, (n_atoms, n_species), one-hot
-        around : Surroundings
-
-        Returns
-        -------
-        output : MemberOutput
-        basis : Tensor, (members, n_atoms, P), eV
-            See `Strata`.
-        record : Record
-            For `gradients`.
+        Species are one-hot, (n_atoms, n_species). Returns the output, the basis of `Strata`,
+        (members, n_atoms, P), eV, and the record for `gradients`.
         """
         embedding, bias = self.get_buffer("embedding"), species @ self.get_buffer("bias")
         features = [(species @ embedding).unsqueeze(2)]
@@ -256,16 +246,9 @@ class StackedPotential(nn.Module):
     ) -> Tensor:
         """Derivatives of Σ_atoms combination · basis by the vectors to neighbours.
 
-        Parameters
-        ----------
-        combinations : Tensor, (blocks · members, P)
-            Readout weights, or deviations of them; the q-th is one of member q % members.
-        record : Record
-            Of the forward pass with the same species and surroundings.
-
-        Returns
-        -------
-        Tensor, (blocks · members, n_atoms, width, 3)
+        From combinations, (blocks · members, P), readout weights or deviations of them, of which
+        the q-th is one of member q % members, to (blocks · members, n_atoms, width, 3). The record
+        is of the forward pass with the same species and surroundings.
         """
         layers: list[StackedLayer] = [*self.layers]  # type: ignore[list-item]
         readouts: list[StackedReadout] = [*self.readouts]  # type: ignore[list-item]
