@@ -44,7 +44,7 @@ def _posterior(card: ModelCard) -> list[str]:
 
 
 def _loss(loss: dict[str, Any]) -> list[str]:
-    kind = loss.get("kind")
+    kind = str(loss.get("kind"))
     likelihood = {"nll_jef": ["race"], "evidential": ["e2ip"], "eip": ["eip"]}.get(kind, [])
     weighted = kind in ("nll_jef", "nll_e", "evidential") and loss.get("beta", 0) > 0
     return likelihood + ["beta_nll"] * weighted

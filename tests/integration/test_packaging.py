@@ -65,7 +65,7 @@ def test_wheel_holds_every_module_and_the_data(wheel):
         names = set(archive.namelist())
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "ase_bayesmlip").rglob("*.py")}
     assert modules <= names
-    assert "ase_bayesmlip/py.typed" in names
+    assert {"ase_bayesmlip/py.typed", "ase_bayesmlip/cli/papers.bib"} <= names
     data = [path for path in (ROOT / "data").iterdir() if path.suffix in (".extxyz", ".pt")]
     assert {f"ase_bayesmlip/data/{path.name}" for path in data} <= names
     assert any(path.name.startswith("ethanol") for path in data)
