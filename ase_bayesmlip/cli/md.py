@@ -215,8 +215,8 @@ def _start(path: Path) -> Atoms:
     found = read_structures(path, slice(-1, None))
     if not found:
         raise DataError(f"{path} holds no structure")
-    number, atoms = found[0]
-    check_names(atoms, f"{path}#{number}")
+    atoms = found[0][1]
+    check_names(atoms, str(path))
     return atoms
 
 

@@ -6,9 +6,10 @@ Each panel is a function ``(ax, log) -> ax``; `monitored_md_figure` stacks them.
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 Log = Mapping[str, np.ndarray]
 Region = tuple[float, float, str]
+
+# What a reference says of recalculated frames.
+_TRUE: Any = {"linestyle": "none", "marker": "o", "markersize": 3, "color": VERMILLION}
 
 
 def read_log(path: str | Path) -> dict[str, np.ndarray]:
@@ -52,22 +56,37 @@ def read_log(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def plot_energy(ax: Axes, log: Log) -> Axes:
-    """Energy relative to the first frame, with a band of one predicted standard deviation."""
-    time, _ = _abscissa(log)
-    energy = log["energy"] - log["energy"][0]
-    ax.plot(time, energy, color=BLUE, linewidth=0.9, label="energy")
-    deviation = log["energy_uncertainty"]
-    if np.isfinite(deviation).any():
-        ax.fill_between(
-            time,
-            energy - deviation,
-            energy + deviation,
-            color=BLUE,
-            alpha=0.3,
-            linewidth=0,
-            label="±1σ predicted",
-        )
+    """Potential energy relative to the first frame."""
+    ax.plot(_abscissa(log)[0], log["energy"] - log["energy"][0], color=BLUE, linewidth=0.9)
     ax.set_ylabel("$E - E_0$ (eV)")
+    return ax
+
+
+def plot_energy_deviation(ax: Axes, log: Log) -> Axes:
+    """Predicted standard deviation of the energy, and the true error of recalculated frames."""
+    time, _ = _abscissa(log)
+    deviation, error = 1e3 * log["energy_uncertainty"], 1e3 * np.abs(log["energy_error"])
+    ax.plot(time, deviation, color=BLUE, linewidth=0.9, label="predicted (σ)")
+    if np.isfinite(error).any():
+        ax.plot(time, error, **_TRUE, label="true (|error|)")
+    _set_log_scale(ax, np.concatenate([deviation, error]))
+    ax.set_ylabel("energy error\n(meV)")
+    return ax
+
+
+def plot_volume(ax: Axes, log: Log) -> Axes:
+    """Volume of a cell that changes, and its pressure on an axis of its own."""
+    time, _ = _abscissa(log)
+    ax.plot(time, log["volume"], color=BLUE, linewidth=0.9, label="volume")
+    ax.set_ylabel("volume (Å³)")
+    if np.isfinite(log["pressure_GPa"]).any():
+        other = ax.twinx()
+        other.plot(time, log["pressure_GPa"], color=GREEN, linewidth=0.6, alpha=0.7)
+        other.set_ylabel("pressure (GPa)", color=GREEN)
+        other.spines["right"].set_visible(True)
+        ax.plot([], [], color=GREEN, label="pressure")
+        ax.set_zorder(other.get_zorder() + 1)
+        ax.patch.set_visible(False)
     return ax
 
 
@@ -107,20 +126,8 @@ def plot_force_error(ax: Axes, log: Log) -> Axes:
         markeredgewidth=0.8,
         label="predicted (RMS of σ)",
     )
-    ax.plot(
-        time[known],
-        log["force_rmse"][known],
-        linestyle="none",
-        marker="o",
-        markersize=3,
-        color=VERMILLION,
-        markeredgewidth=0,
-        label="true (RMSE)",
-    )
-    if known.any():
-        _set_log_scale(ax, log["force_rmse"][known])
-    else:
-        ax.text(0.5, 0.5, "no frame was recalculated", ha="center", transform=ax.transAxes)
+    ax.plot(time[known], log["force_rmse"][known], **_TRUE, label="true (RMSE)")
+    _set_log_scale(ax, log["force_rmse"][known])
     ax.set_ylabel("force error\n(eV/Å)")
     return ax
 
@@ -128,7 +135,10 @@ def plot_force_error(ax: Axes, log: Log) -> Axes:
 def monitored_md_figure(
     log: Log, path: str | Path, regions: Sequence[Region] = (), unit: str = "eV/Å"
 ) -> Path:
-    """Draw energy, score and true force error on one time axis and save the figure.
+    """Draw what the log of a simulation holds on one time axis and save the figure.
+
+    Panels: energy, error bar of the energy, volume and pressure where the cell changes, score,
+    and the true force error where frames were recalculated.
 
     Parameters
     ----------
@@ -149,14 +159,14 @@ def monitored_md_figure(
     from matplotlib.figure import Figure
 
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.3, 5.8), layout="constrained")
-        axes = figure.subplots(3, 1, sharex=True, height_ratios=[1, 1.15, 1])
-        plot_energy(axes[0], log)
-        plot_score(axes[1], log, unit)
-        plot_force_error(axes[2], log)
+        panels = _panels(log, unit)
+        figure = Figure(figsize=(6.3, 0.4 + 1.75 * len(panels)), layout="constrained")
+        axes = figure.subplots(len(panels), 1, sharex=True)
+        for ax, panel in zip(axes, panels, strict=True):
+            panel(ax, log)
         time, label = _abscissa(log)
         _mark_regions(axes, regions, 1e-3 if label == "time (ps)" else 1.0)
-        for ax, letter in zip(axes, "abc", strict=True):
+        for ax, letter in zip(axes, "abcde", strict=False):
             ax.margins(x=0.01)
             ax.text(-0.12, 1.02, letter, transform=ax.transAxes, fontweight="bold", fontsize=11)
             if ax.get_legend_handles_labels()[0]:
@@ -174,12 +184,24 @@ def monitored_md_figure(
     return Path(path)
 
 
+def _panels(log: Log, unit: str) -> list[Callable[[Axes, Log], Axes]]:
+    panels: list[Callable[[Axes, Log], Axes]] = [plot_energy]
+    if np.nanmax(log["energy_uncertainty"], initial=0.0) > 0.0:
+        panels.append(plot_energy_deviation)
+    if np.ptp(log.get("volume", np.zeros(1))) > 0.0:  # NaN, without a cell, is not
+        panels.append(plot_volume)
+    panels.append(partial(plot_score, unit=unit))
+    if np.isfinite(log["force_rmse"]).any():
+        panels.append(plot_force_error)
+    return panels
+
+
 def _set_log_scale(ax: Axes, values: np.ndarray) -> None:
     """Logarithmic axis with plain numbers; 2 and 5 are labelled while there is room for them."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     ax.set_yscale("log")
-    positive = values[values > 0]
+    positive = values[values > 0]  # without NaN
     decades = np.log10(positive.max() / positive.min()) if len(positive) else 0.0
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     if decades < 2.5:

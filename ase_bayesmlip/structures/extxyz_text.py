@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,8 +81,8 @@ class Pair:
         self.end = position + 1
 
 
-def problems_of(path: Path) -> tuple[int, dict[int, str]]:
-    """Number of frames of a file, and what is wrong with some of them.
+def problems_of(path: Path, only_last: bool = False) -> tuple[int, dict[int, str]]:
+    """Number of frames of a file, and what is wrong with some of them, or with the last.
 
     Frames are numbered as the reader does. A file that is no extended XYZ ends the search: the
     reader says what it does not understand.
@@ -89,15 +90,16 @@ def problems_of(path: Path) -> tuple[int, dict[int, str]]:
     found: dict[int, str] = {}
     n_frames, unlike, is_extended = 0, [], False
     with path.open(encoding="utf-8") as file:
-        for lines in _frames(file):
+        frames = enumerate(_frames(file))
+        for number, lines in deque(frames, 1) if only_last else frames:
             problem = _problem(lines)
             if problem:
-                found[n_frames] = problem
+                found[number] = problem
             if "Properties=" in lines[0]:
                 is_extended = True
             elif len(lines) > 1 and len(lines[1].split()) > 4:
-                unlike.append(n_frames)
-            n_frames += 1
+                unlike.append(number)
+            n_frames = number + 1
         if n_frames and any(line.strip() for line in file):
             found[n_frames - 1] = (
                 "after this frame there is a blank line, at which the reader stops, and more text "

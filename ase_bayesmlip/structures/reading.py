@@ -104,6 +104,8 @@ def check_is_file(path: Path) -> None:
 def read_structures(path: Path, index: slice) -> list[tuple[int, Atoms]]:
     """The chosen frames of a file that ASE reads, each with its number in the file.
 
+    Of ``slice(-1, None)`` the frames before the last are passed over; its number is -1.
+
     Raises
     ------
     FileNotFoundError
@@ -112,6 +114,7 @@ def read_structures(path: Path, index: slice) -> list[tuple[int, Atoms]]:
         word (`extxyz_text`).
     """
     check_is_file(path)
+    only_last = index == slice(-1, None)
     frames: list[Atoms] = []
     try:
         with _decompressed(path) as plain:
@@ -119,7 +122,9 @@ def read_structures(path: Path, index: slice) -> list[tuple[int, Atoms]]:
             if kind == "extxyz":
                 _check_text(plain, path, index)
             # One by one, so that an error can say where it is.
-            for atoms in ase.io.iread(plain, ":", format=kind, do_not_split_by_at_sign=True):
+            for atoms in ase.io.iread(
+                plain, "-1:" if only_last else ":", format=kind, do_not_split_by_at_sign=True
+            ):
                 frames.append(atoms)
     except DataError:
         raise
@@ -129,7 +134,7 @@ def read_structures(path: Path, index: slice) -> list[tuple[int, Atoms]]:
         raise DataError(
             f"{path}: ASE cannot read it{where} ({type(error).__name__}: {error})"
         ) from error
-    return list(enumerate(frames))[index]
+    return [(-1, atoms) for atoms in frames] if only_last else list(enumerate(frames))[index]
 
 
 def _format_of(plain: Path) -> str:
@@ -140,7 +145,7 @@ def _format_of(plain: Path) -> str:
 
 
 def _check_text(plain: Path, path: Path, index: slice) -> None:
-    n_frames, problems = problems_of(plain)
+    n_frames, problems = problems_of(plain, only_last=index == slice(-1, None))
     for number in range(n_frames)[index]:
         if number in problems:
             raise DataError(f"{path}#{number}: {problems[number]}")

@@ -185,3 +185,24 @@ def test_own_name_of_a_stress_is_not_lost(tmp_path):
     comment = f'{LATTICE} REF_energy=-1 note= my_stress="1 0 0 0 1 0 0 0 1"'
     with pytest.raises(DataError, match="takes 'my_stress' for a part of it"):
         read(tmp_path, text(comment), keys=KeysConfig(stress="my_stress"))
+
+
+def test_the_last_frame_is_read_without_those_before_it(tmp_path, monkeypatch):
+    """Its own problems are found, those of the others are not looked for."""
+    import ase.io.extxyz
+
+    good, bad = "1\npbc=F\nH 0 0 {}\n", "1\nnote= pbc=F Properties=species:S:1:pos:R:3\nH 0 0 0\n"
+    path = tmp_path / "frames.extxyz"
+    path.write_text(bad + "".join(good.format(k) for k in range(5)))
+    parsed = []
+    original = ase.io.extxyz._read_xyz_frame
+    monkeypatch.setattr(
+        "ase.io.extxyz._read_xyz_frame", lambda *a, **k: parsed.append(1) or original(*a, **k)
+    )
+    ((number, atoms),) = read_structures(path, slice(-1, None))
+    assert (number, atoms.positions[0, 2], len(parsed)) == (-1, 4.0, 1)
+    with pytest.raises(DataError, match="#0: the value of 'note'"):
+        read_structures(path, slice(None))
+    path.write_text(good.format(1) + bad)
+    with pytest.raises(DataError, match="#1: the value of 'note'"):
+        read_structures(path, slice(-1, None))
