@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ase_bayesmlip._version import __version__
+from ase_bayesmlip._version import WITHOUT_TORCH, __version__
 
 if TYPE_CHECKING:
     from ase_bayesmlip.calculator import BayesianCalculator
@@ -23,9 +23,21 @@ _HOME = {
     "UncertaintyMonitor": "ase_bayesmlip.md.monitor",
     "load_model": "ase_bayesmlip.serving.runtime",
 }
+_ROOMS = ("calibration", "evaluation", "md", "metrics", "posteriors", "report", "testing")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
+    try:
+        if name in _HOME:
+            return getattr(import_module(_HOME[name]), name)
+        if name in _ROOMS:
+            return import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ImportError(WITHOUT_TORCH, name="torch") from error
     raise AttributeError(f"module 'ase_bayesmlip' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_ROOMS])

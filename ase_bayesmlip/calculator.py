@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
-from ase.calculators.calculator import PropertyNotImplementedError, all_changes
+from ase.calculators.calculator import (
+    PropertyNotImplementedError,
+    all_changes,
+    external_calculators,
+    register_calculator_class,
+)
 from ase.outputs import Properties, all_outputs
 
 from ase_bayesmlip.graph import AtomicGraph
@@ -303,3 +308,7 @@ def _equal(before: np.ndarray, now: np.ndarray, tol: float) -> bool:
         return True
     with np.errstate(invalid="ignore"):
         return tol > 0.0 and bool(np.abs(before - now).max() <= tol)
+
+
+if "bayesmlip" not in external_calculators:  # for ase.calculators.calculator.get_calculator_class
+    register_calculator_class("bayesmlip", BayesianCalculator)

@@ -34,6 +34,7 @@ PER_ATOM = [
     "forces_cov_aleatoric",
     "forces_trace_epistemic",
     "forces_dof",
+    "energy_shares",
 ]
 PER_GRAPH = [
     "energy",
@@ -149,8 +150,8 @@ def assert_extensive(model: LoadedModel, atoms: Atoms, tolerance: float | None =
     """Two copies out of reach of each other: per-atom values unchanged, energy doubled.
 
     The aleatoric variance of the energy doubles too (independent noise); the epistemic one
-    quadruples, since both copies depend on the same weights. That of an evidential law has parts
-    of both kinds.
+    quadruples, since both copies depend on the same weights, and the shares of the atoms in it
+    double. That of an evidential law has parts of both kinds.
     """
     if atoms.pbc.any():
         raise ValueError("extensivity is checked on a molecule, not on a periodic structure")
@@ -163,9 +164,16 @@ def assert_extensive(model: LoadedModel, atoms: Atoms, tolerance: float | None =
         expected = (
             factors[name] * one[name] if name in factors else np.concatenate([one[name], one[name]])
         )
-        if name == "energy_var_epistemic" and model.card.evidential:
-            # Independent errors of atoms double, those that they have in common quadruple.
-            expected = np.clip(two[name], 2.0 * one[name], 4.0 * one[name])
+        least = expected
+        if name == "energy_var_epistemic":
+            least = 2.0 * one[name]
+        elif name == "energy_shares":
+            noise = np.tile(one.get("atomic_energies_var_aleatoric", np.zeros(1)), 2)
+            expected = 2.0 * least - noise
+        if model.card.evidential:
+            # Independent errors of atoms add to the variance, those that they have in common to
+            # the deviation.
+            expected = np.clip(two[name], np.minimum(least, expected), np.maximum(least, expected))
         assert_close(f"{name} (extensivity)", two[name], expected, _allowed(model, name, tolerance))
 
 

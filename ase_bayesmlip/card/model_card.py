@@ -13,6 +13,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from ase_bayesmlip.card.describe import html_table, summary
 from ase_bayesmlip.card.rules import UNITS, CardError, check_card
 
 FORMAT_VERSION = 1
@@ -124,6 +125,12 @@ class ModelCard:
     created: str = ""
     format_version: int = FORMAT_VERSION
     units: dict[str, str] = dataclasses.field(default_factory=lambda: dict(UNITS))
+
+    def __repr__(self) -> str:
+        return f"<ModelCard: {summary(self)}>"
+
+    def _repr_html_(self) -> str:
+        return html_table(self)
 
     @property
     def lazy(self) -> bool:

@@ -130,9 +130,8 @@ def _record(required: dict[str, Rule], optional: dict[str, Rule] | None = None) 
     def rule(value: Any, name: str) -> None:
         if not isinstance(value, dict):
             raise CardError(name, value, "a mapping")
-        for key in required:
-            if key not in value:
-                raise CardError(f"{name}.{key}", None, "there")
+        for key in [key for key in required if key not in value]:
+            raise CardError(f"{name}.{key}", None, "there")
         for key, item in value.items():
             known.get(key, _anything)(item, f"{name}.{key}")
 
@@ -253,6 +252,7 @@ _TRAINING = _record(
         **dict.fromkeys(("n_train", "n_valid"), _count),
         **dict.fromkeys(("train_sha256", "valid_sha256", "train_frames", "valid_frames"), _text),
         **dict.fromkeys(("has_stress", "has_lone_atoms"), _flag),
+        "lone_elements": _list_of(_count),
         "label_limits": _record({}, {"force_max": _number(0.0), "energy_per_atom": _array(2)}),
     },
 )
@@ -326,6 +326,5 @@ def _check_elements(content: dict[str, Any]) -> None:
     for name, table in tables.items():
         if set(table) != set(known):
             raise CardError(name, sorted(table), f"a number for each of {', '.join(known)}")
-    strange = set(content.get("probe", {}).get("numbers", [])) - set(content["atomic_numbers"])
-    if strange:
+    if strange := {*content.get("probe", {}).get("numbers", [])} - {*content["atomic_numbers"]}:
         raise CardError("probe.numbers", sorted(strange), "elements of the file")

@@ -1,4 +1,4 @@
-"""What `bayesmlip inspect` says of a served file, from its card alone (no torch)."""
+"""``bayesmlip inspect``: what a served file is, from its card alone (no torch)."""
 
 from __future__ import annotations
 
@@ -7,19 +7,10 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from ase.data import chemical_symbols
-
 from ase_bayesmlip.card import ModelCard
+from ase_bayesmlip.card.describe import rows
 from ase_bayesmlip.cli.papers import cite
 from ase_bayesmlip.metrics.reach import promise
-
-EPISTEMIC = {
-    "ensemble": "spread of potentials trained from different seeds",
-    "swag": "spread of draws from the weights that training visits at a constant rate",
-    "ivon": "spread of draws from a variational Gaussian over the weights",
-    "laplace": "curvature of the likelihood at trained weights",
-    "evidential": "law that the network gives for its own error; its share is a convention",
-}
 
 
 def add_parser(commands: Any) -> None:
@@ -46,38 +37,15 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.cite or arguments.bibtex:
         print(cite(card, arguments.bibtex))
         return
-    rows = describe(card) | describe_code(arguments.model, card)
-    width = max(map(len, rows))
-    for name, value in rows.items():
+    said = describe(card) | describe_code(arguments.model, card)
+    width = max(map(len, said))
+    for name, value in said.items():
         print(f"{name:>{width}}  {value}")
 
 
 def describe(card: ModelCard) -> dict[str, str]:
     """Title -> text, in the order of printing."""
-    draws = f" with {card.n_draws} draws each" if card.n_draws else ""
-    draws += "" if card.seed is None else f", seed {card.seed}"
-    return {
-        **({"unfinished": "; ".join(card.unfinished)} if card.unfinished else {}),
-        "posterior": f"{card.kind}, {card.n_members} member(s){draws}, ddof {card.ddof}",
-        "epistemic": _epistemic(card),
-        "aleatoric": _aleatoric(card),
-        "passes per step": _passes(card),
-        "backbone": f"{card.backbone}, {card.n_parameters} parameters per member",
-        "cutoff": f"{card.cutoff} Å",
-        "elements": ", ".join(
-            f"{chemical_symbols[z]} ({card.reference_energies[chemical_symbols[z]]:.4f} eV)"
-            for z in card.atomic_numbers
-        ),
-        "trained in": card.dtype,
-        "compiled for": ", ".join(_machine(record) for record in card.compiled) or "nothing",
-        "frames": f"{card.training.get('n_train', '?')} training, "
-        f"{card.training.get('n_valid', '?')} validation",
-        "data sha256": card.training.get("train_sha256", "?")[:16],
-        "calibrated": _calibrated(card),
-        "thresholds from": _thresholds(card),
-        "written": f"{card.created} with torch {card.versions.get('torch')}, "
-        f"ase_bayesmlip {card.versions.get('ase_bayesmlip')}",
-    }
+    return rows(card) | {"thresholds from": _thresholds(card)}
 
 
 def describe_code(path: Path, card: ModelCard) -> dict[str, str]:
@@ -101,31 +69,6 @@ def describe_code(path: Path, card: ModelCard) -> dict[str, str]:
     return rows
 
 
-def _epistemic(card: ModelCard) -> str:
-    if not card.has_epistemic:
-        return "unknown (one potential)"
-    text = EPISTEMIC.get(card.kind, "spread of the members")
-    if card.evidential and card.n_members > 1:
-        text += ", plus the spread of the members"
-    if card.n_draws > 0:
-        text += "; energies in closed form, forces from the draws"
-        text += ", plus the spread of the members" if card.n_members > 1 else ""
-    return text
-
-
-def _aleatoric(card: ModelCard) -> str:
-    parts = [("energy", card.has_aleatoric_energy), ("forces", card.has_aleatoric_forces)]
-    known = [name for name, trained in parts if trained]
-    return f"noise heads trained on {' and '.join(known)}" if known else "unknown (no noise heads)"
-
-
-def _passes(card: ModelCard) -> str:
-    """Forward passes and derivatives of them."""
-    n, extra = card.n_members, card.n_members * card.n_draws
-    text = f"{n} network(s), {n} derivative(s) for forces"
-    return text + (f", {extra} more for their epistemic covariance" if extra else "")
-
-
 def _thresholds(card: ModelCard) -> str:
     """Frames that thresholds come from, and the smallest false-alarm rate that they promise."""
     folds = card.calibration.get("folds", [])
@@ -139,26 +82,4 @@ def _thresholds(card: ModelCard) -> str:
         f"{sum(sizes)} training frames in {len(folds)} folds, each scored by the members that left "
         f"it out: {promise(min(sizes))}; all folds must agree, which misses more than calibration "
         "frames would"
-    )
-
-
-def _calibrated(card: ModelCard) -> str:
-    if not card.recalibrations:
-        return "no"
-    record = card.recalibrations[-1]
-    text = f"{record['method']}, on {record['n_frames']} frames"
-    before, after = (record["numbers"][stage] for stage in ("before", "after"))
-    for name in after:
-        held = [stage.get(name, {}).get("coverage_90") for stage in (before, after)]
-        shown = ["unknown" if share is None else f"{share:.1%}" for share in held]
-        text += f"; 90% of {name}: {shown[0]} before, {shown[1]} after"
-    earlier = len(card.recalibrations) - 1
-    return text + (f"; {earlier} calibration(s) earlier" if earlier else "")
-
-
-def _machine(record: dict[str, Any]) -> str:
-    machine = record["machine"]
-    return (
-        f"{record['device']} in {record['dtype']} ({machine['system']} {machine['machine']}, torch "
-        f"{record['torch']}, table error {record['table_error']:.0e})"
     )

@@ -11,7 +11,7 @@ from typing import Any
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.io.formats import UnknownFileTypeError
 
-from ase_bayesmlip._version import __version__
+from ase_bayesmlip._version import WITHOUT_TORCH, __version__
 from ase_bayesmlip.cli import calibrate, compile, demo, evaluate, inspect, md, serve, train
 
 # In the order of `bayesmlip --help`.
@@ -25,7 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         parsed.run(parsed)
     except (*USER_ERRORS, UnknownFileTypeError, PropertyNotImplementedError) as error:
-        print(f"bayesmlip {parsed.command}: {error}", file=sys.stderr)
+        no_torch = getattr(error, "name", None) == "torch"
+        said = WITHOUT_TORCH if no_torch else error
+        print(f"bayesmlip {parsed.command}: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"bayesmlip {parsed.command}: interrupted; what was written is kept", file=sys.stderr)

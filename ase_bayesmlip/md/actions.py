@@ -78,6 +78,9 @@ class LogCSV:
         self.path = Path(path)
         self._ready = False
 
+    def __repr__(self) -> str:
+        return f"LogCSV({str(self.path)!r})"
+
     def __call__(self, event: Event, monitor: Monitor) -> None:
         """Do nothing: the row of the frame is written once, by `on_frame`."""
 
@@ -118,6 +121,9 @@ class WriteFrame:
         self.path = Path(path)
         self._file = FrameFile(path)
 
+    def __repr__(self) -> str:
+        return f"WriteFrame({str(self.path)!r})"
+
     def on_frame(self, monitor: Monitor) -> None:
         """Find out before the first step whether frames can be written."""
         self.check(monitor.atoms)
@@ -152,6 +158,9 @@ class TrajectoryWriter:
         self._file = FrameFile(path)
         self._last_frame = LastFrame()
 
+    def __repr__(self) -> str:
+        return f"TrajectoryWriter({str(self.path)!r})"
+
     def check(self, atoms: Atoms) -> None:
         """Try in memory, once, whether frames of these evaluated atoms can be written."""
         self._file.check(annotated_frame(atoms, atoms.calc.results))
@@ -180,6 +189,9 @@ class TrajectoryWriter:
 class Stop:
     """End the run cleanly: ``dyn.run()`` returns, and can be called again to continue."""
 
+    def __repr__(self) -> str:
+        return "Stop()"
+
     def __call__(self, event: Event, monitor: Monitor) -> None:
         """Stop after the present step and keep the reason in ``monitor.stop_reason``."""
         monitor.stop(f"{event.kind} frame at step {event.step}: {event.reason}")
@@ -191,6 +203,9 @@ class Warn:
     The text names the step, so that Python's default filter, which shows a text only once, shows
     every event.
     """
+
+    def __repr__(self) -> str:
+        return "Warn()"
 
     def __call__(self, event: Event, monitor: Monitor) -> None:  # noqa: ARG002
         """Warn."""
@@ -208,6 +223,9 @@ class Call:
 
     def __init__(self, function: Callable[[Event], Any]) -> None:
         self.function = function
+
+    def __repr__(self) -> str:
+        return f"Call({self.function!r})"
 
     def __call__(self, event: Event, monitor: Monitor) -> None:  # noqa: ARG002
         """Call it."""

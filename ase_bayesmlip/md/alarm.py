@@ -124,6 +124,10 @@ class CalibrationAlarm:
             )
         self._reset([])
 
+    def __repr__(self) -> str:
+        state = "expired" if self.expired else f"{self.statistic:.3g} of {self.limit:.3g}"
+        return f"<CalibrationAlarm: {state} after {self.n_frames} frames>"
+
     def start(self, calibration_scores: Sequence[float] | np.ndarray) -> None:
         """Begin, with the scores of calibration frames, (n,)."""
         scores = np.asarray(calibration_scores, dtype=float)

@@ -31,7 +31,7 @@ from ase_bayesmlip.md.limit import find_limit, find_scores
 from ase_bayesmlip.md.physical import PhysicalChecks, unphysical_results
 from ase_bayesmlip.md.stopping import Brake
 from ase_bayesmlip.md.threshold import Budget, Trigger
-from ase_bayesmlip.scores import Score, ScoreFunction, evaluate_score, find_score
+from ase_bayesmlip.scores import SCORE_UNITS, Score, ScoreFunction, evaluate_score, find_score
 
 
 class _Observation(NamedTuple):
@@ -100,13 +100,11 @@ class UncertaintyMonitor:
     min_distance_ratio : float or None
         Atoms closer than this part of the sum of covalent radii are unphysical; None: no check.
     max_temperature_K : float, "auto" or None, K
-        Frames of dynamics that are hotter are unphysical. "auto": 10 times what was asked for,
-        which is the larger of the thermostat's target, where it is known, and the temperature of
-        the first observed frame; at least 10,000 K. None switches the check off.
+        Frames of dynamics that are hotter are unphysical, see `TemperatureWatch`. None switches
+        the check off.
     lone_atoms : {"unphysical", "ignore"}
-        Whether a frame with an atom that has no neighbour within the cutoff is unphysical. It is
-        not if the model was trained on such atoms (``calc.card.training["has_lone_atoms"]``), nor
-        for calculators without ``lone_atoms``.
+        Whether a frame with an atom that has no neighbour within the cutoff is unphysical, for
+        calculators that tell (``lone_atoms``) and where the training had no such atom.
     n_worst : int
         Atoms named in an event.
     keep_events : int
@@ -166,10 +164,8 @@ class UncertaintyMonitor:
             card_threshold=threshold is None and calibration_scores is None,
         )
         self._heed_constraints()
-        if upper_limit is not None and not upper_limit > self.threshold:
-            raise ValueError(
-                f"upper_limit {upper_limit:g} must be above the threshold {self.threshold:g}"
-            )
+        if upper_limit is not None and not upper_limit > (flagged := self.threshold):
+            raise ValueError(f"upper_limit {upper_limit:g} must be above the threshold {flagged:g}")
         self.alarm = alarm
         if alarm is not None:
             alarm.start(find_scores(calibration_scores, self.score_name, self.atoms.calc))
@@ -183,14 +179,12 @@ class UncertaintyMonitor:
         self._loggers = {id(item): item for item in hooked if hasattr(item, "on_frame")}.values()
         self._trigger = Trigger(patience, cooldown)
         self._budget = Budget(budget, on_budget)
-        self.upper_limit = upper_limit
+        self.upper_limit, self.n_worst = upper_limit, n_worst
         self._physical = PhysicalChecks(
             dyn, self.atoms, min_distance_ratio, max_temperature_K, lone_atoms
         )
-        self.n_worst = n_worst
         self.events: deque[Event] = deque(maxlen=keep_events)
-        self.n_events = 0
-        self.n_uncertain = 0
+        self.n_events = self.n_uncertain = 0
         self.stop_reason = ""
         self.row: dict[str, Any] = {}
         self._history = HistoryRecorder()
@@ -229,6 +223,14 @@ class UncertaintyMonitor:
         finally:
             for logger in self._loggers:
                 logger.on_frame(self)
+
+    def __repr__(self) -> str:
+        return (
+            f"<UncertaintyMonitor of {type(self.dyn).__name__}: {self.score_name} above "
+            f"{self.threshold:.4g} {SCORE_UNITS.get(self.score_name, '')}; "
+            f"{self.n_observed} frames, {self.n_flagged} flagged, {self.n_events} events; "
+            f"{[*self.actions]}{'; stopped: ' * bool(self.stop_reason)}{self.stop_reason}>"
+        )
 
     @property
     def history(self) -> History:

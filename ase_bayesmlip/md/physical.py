@@ -78,14 +78,14 @@ def unphysical_results(results: Mapping[str, Any]) -> str:
 def lone_atoms_reason(atoms: Atoms, first: bool) -> str:
     """Say which atoms have no neighbour within the cutoff, where training had none such.
 
-    Read from ``calc.lone_atoms``. Nothing is said for a calculator without it, nor for a model
-    that was trained on lone atoms.
+    Read from ``calc.lone_atoms``. Nothing is said for a calculator without it, nor for elements
+    that training had alone; files from before those were named know all or none.
     """
-    lone = getattr(atoms.calc, "lone_atoms", ())
-    if not len(lone):
-        return ""
     card = getattr(atoms.calc, "card", None)
-    if getattr(card, "training", {}).get("has_lone_atoms"):
+    training = getattr(card, "training", {})
+    known = training.get("lone_elements", atoms.numbers if training.get("has_lone_atoms") else ())
+    lone = [i for i in getattr(atoms.calc, "lone_atoms", ()) if atoms.numbers[i] not in known]
+    if not lone:
         return ""
     named = ", ".join(f"{i} ({atoms.symbols[i]})" for i in lone[:5])
     more = f" and {len(lone) - 5} more" if len(lone) > 5 else ""

@@ -157,6 +157,11 @@ class Recalculate:
         self.on_error = on_error
         self.records: list[ReferenceRecord] = []
 
+    def __repr__(self) -> str:
+        n_failed = sum(bool(record.failure) for record in self.records)
+        n_answered = len(self.records) - n_failed
+        return f"<Recalculate with {self.name}: {n_answered} answers, {n_failed} failures>"
+
     def check_dynamics(self, dyn: Any) -> None:
         """Refuse the calculator of the simulation itself: it would label its own predictions."""
         if getattr(dyn.atoms, "calc", None) is self.reference_calculator:

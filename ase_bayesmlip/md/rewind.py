@@ -105,6 +105,11 @@ class Rewind:
         self.rewinds: list[tuple[int, int]] = []
         self._snapshots: deque[Snapshot] = deque(maxlen=n_frames)
 
+    def __repr__(self) -> str:
+        return (
+            f"<Rewind to {self._snapshots.maxlen} trusted frame(s) ago: {len(self.rewinds)} done>"
+        )
+
     def check_dynamics(self, dyn: Any) -> None:
         """Refuse dynamics that cannot be put back."""
         check_rewindable(dyn)

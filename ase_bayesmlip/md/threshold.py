@@ -56,9 +56,8 @@ def false_alarm_threshold(calibration_scores: Sequence[float] | np.ndarray, rate
 
     Notes
     -----
-    Frames of one trajectory are not independent. The rate still holds on average for a frame
-    drawn at random from dynamics of the same ensemble as the calibration frames, but false alarms
-    arrive in bursts, so that the number of them in a short run varies more than a binomial count.
+    Frames of one trajectory are not independent: false alarms arrive in bursts, so that the number
+    of them in a short run varies more than a binomial count.
     Calibration frames that lie close together in time count for fewer than n: take them from
     several trajectories, spaced by more than a correlation time. Frames at another temperature,
     composition or phase are not exchangeable with the calibration frames; that they are flagged

@@ -69,7 +69,7 @@ def plot_energy_deviation(ax: Axes, log: Log) -> Axes:
     ax.plot(time, deviation, color=BLUE, linewidth=0.9, label="predicted (σ)")
     if np.isfinite(error).any():
         ax.plot(time, error, **_TRUE, label="true (|error|)")
-    _set_log_scale(ax, np.concatenate([deviation, error]))
+    ax.set_ylim(bottom=0.0)
     ax.set_ylabel("energy error\n(meV)")
     return ax
 
@@ -84,7 +84,7 @@ def plot_volume(ax: Axes, log: Log) -> Axes:
         other.plot(time, log["pressure_GPa"], color=GREEN, linewidth=0.6, alpha=0.7)
         other.set_ylabel("pressure (GPa)", color=GREEN)
         other.spines["right"].set_visible(True)
-        ax.plot([], [], color=GREEN, label="pressure")
+        ax.plot([], [], color=GREEN, linewidth=0.9, label="pressure")
         ax.set_zorder(other.get_zorder() + 1)
         ax.patch.set_visible(False)
     return ax
@@ -186,7 +186,7 @@ def monitored_md_figure(
 
 def _panels(log: Log, unit: str) -> list[Callable[[Axes, Log], Axes]]:
     panels: list[Callable[[Axes, Log], Axes]] = [plot_energy]
-    if np.nanmax(log["energy_uncertainty"], initial=0.0) > 0.0:
+    if np.isfinite(log["energy_uncertainty"]).any():
         panels.append(plot_energy_deviation)
     if np.ptp(log.get("volume", np.zeros(1))) > 0.0:  # NaN, without a cell, is not
         panels.append(plot_volume)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ase_bayesmlip.card import ModelCard, read_card
+from ase_bayesmlip.card.describe import summary
 from ase_bayesmlip.graph import AtomicGraph, batch_graphs
 from ase_bayesmlip.nn.allocator import keep_freed_memory
 from ase_bayesmlip.prediction import Prediction
@@ -64,6 +65,10 @@ class LoadedModel:
     fields: frozenset[str] = frozenset()
     sha256: str = ""
     asked_backend: str = "auto"
+
+    def __repr__(self) -> str:
+        where = f"in {self.dtype} on {self.device} ({self.backend})"
+        return f"<{type(self).__name__} {Path(self.path).name} {where}: {summary(self.card)}>"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LoadedModel:
         return self

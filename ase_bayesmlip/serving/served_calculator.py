@@ -22,6 +22,9 @@ class ServedCalculator(Calculator):
 
     model: LoadedModel
 
+    def __repr__(self) -> str:
+        return repr(self.model).replace(type(self.model).__name__, type(self).__name__, 1)
+
     @property
     def card(self) -> ModelCard:
         """Card of the file."""

@@ -188,6 +188,8 @@ class TrainingData:
     statistics : DataStatistics
     n_lone : int
         Training frames in which some atom has no neighbour within the cutoff.
+    lone_elements : list of int
+        Of such atoms.
     """
 
     train: list[LabelledFrame]
@@ -195,6 +197,7 @@ class TrainingData:
     references: dict[int, float]
     statistics: DataStatistics
     n_lone: int
+    lone_elements: list[int]
 
     def record(self) -> dict[str, Any]:
         """Plain data that a run keeps: statistics, checksums, limits, a probe structure."""
@@ -211,6 +214,7 @@ class TrainingData:
             "valid_frames": digests(self.valid),
             "has_stress": any(frame.stress is not None for frame in self.train),
             "has_lone_atoms": self.n_lone > 0,
+            "lone_elements": self.lone_elements,
             "label_limits": self.label_limits(),
             "probe": {
                 "numbers": probe.numbers.tolist(),
@@ -261,8 +265,10 @@ def load_training_data(config: Config) -> TrainingData:
             "is nothing to learn; a cutoff is 4 to 6 Å as a rule"
         )
     statistics = data_statistics(shared, references, counts)
-    n_lone = sum(bool((count == 0).any()) for count in of_frames)
-    return TrainingData(train, valid, references, statistics, n_lone)
+    lone = [f.atoms.numbers[count == 0] for f, count in zip(train, of_frames, strict=True)]
+    elements = np.unique(np.concatenate(lone)).tolist()
+    n_lone = sum(map(bool, map(len, lone)))
+    return TrainingData(train, valid, references, statistics, n_lone, elements)
 
 
 def _outside_folds(train: list[LabelledFrame], valid: list[LabelledFrame]) -> list[LabelledFrame]:

@@ -112,6 +112,24 @@ raise SystemExit(main(["inspect", sys.argv[2]]))
     assert "ensemble, 2 member(s)" in done.stdout
 
 
+@pytest.mark.slow
+def test_ase_lists_the_calculator_of_an_unpacked_wheel(wheel, tmp_path):
+    pytest.importorskip("ase._4.plugins", reason="new in ASE 3.29")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    done = subprocess.run(
+        [sys.executable, "-m", "ase", "info", "--plugins"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "CalculatorPlugin\n----------------\nbayesmlip\n" in done.stdout
+
+
 def test_data_is_found_in_this_installation():
     assert (importlib.resources.files("ase_bayesmlip.data") / "ethanol_train.extxyz").is_file()
 

@@ -40,6 +40,15 @@ def test_a_lone_atom_is_unphysical_where_training_had_none(training):
     assert monitor.history.score[1] == pytest.approx(0.5)
 
 
+def test_a_lone_atom_of_another_element_is_unphysical():
+    """Training had lone carbon: that says nothing of oxygen."""
+    known = {"has_lone_atoms": True, "lone_elements": [6]}
+    assert watched(known, lone=(0, 1), actions=[]).n_flagged == 0
+    assert "atom 2 (O) has no neighbour" in watched(known, lone=(1, 2), actions=[]).stop_reason
+    none = {"has_lone_atoms": False, "lone_elements": []}
+    assert "atom 1 (C)" in watched(none, lone=(1,), actions=[]).stop_reason
+
+
 def test_many_lone_atoms_are_named():
     monitor = watched(lone=(0, 1, 2, 3), actions=[])
     assert "atoms 0 (C), 1 (C), 2 (O), 3 (O) have no neighbour" in monitor.stop_reason

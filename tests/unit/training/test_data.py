@@ -48,12 +48,13 @@ def test_lone_atoms(tmp_path, periodic):
     """The cutoff is 2.5 Å: copper at 2.55 Å has none of its neighbours, and is alone."""
     lone = Atoms("Cu", cell=[9, 9, 9], pbc=periodic)
     record = load(tmp_path, [labelled(lone, 0.4), copper(0)]).record()
-    assert record["has_lone_atoms"] is True
+    assert (record["has_lone_atoms"], record["lone_elements"]) == (True, [29])
     assert len(record["probe"]["numbers"]) == 4  # not the single atom
     apart = Atoms("Cu3", [[0, 0, 0], [0, 0, 2.2], [0, 0, 9.0]])
     assert load(tmp_path, [copper(0), labelled(apart, 0.4)]).record()["has_lone_atoms"] is True
     crystal = labelled(bulk("Cu", a=3.4), 0.4)
-    assert load(tmp_path, [crystal, copper(0)]).record()["has_lone_atoms"] is False
+    record = load(tmp_path, [crystal, copper(0)]).record()
+    assert (record["has_lone_atoms"], record["lone_elements"]) == (False, [])
 
 
 def test_single_atoms_alone_can_be_trained_on(tmp_path):

@@ -1,0 +1,115 @@
+"""What a card says in words: for ``bayesmlip inspect``, a prompt and a notebook."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+EPISTEMIC = {
+    "ensemble": "spread of potentials trained from different seeds",
+    "swag": "spread of draws from the weights that training visits at a constant rate",
+    "ivon": "spread of draws from a variational Gaussian over the weights",
+    "laplace": "curvature of the likelihood at trained weights",
+    "evidential": "law that the network gives for its own error; its share is a convention",
+}
+
+
+def rows(card: Any) -> dict[str, str]:
+    """A `ModelCard` in rows: title -> text, in the order of printing."""
+    draws = f" with {card.n_draws} draws each" if card.n_draws else ""
+    draws += "" if card.seed is None else f", seed {card.seed}"
+    return {
+        **({"unfinished": "; ".join(card.unfinished)} if card.unfinished else {}),
+        "posterior": f"{card.kind}, {card.n_members} member(s){draws}, ddof {card.ddof}",
+        "epistemic": _epistemic(card),
+        "aleatoric": _aleatoric(card),
+        "passes per step": _passes(card),
+        "backbone": f"{card.backbone}, {card.n_parameters} parameters per member",
+        "cutoff": f"{card.cutoff} Å",
+        "elements": ", ".join(
+            f"{symbol} ({energy:.4f} eV)" for symbol, energy in card.reference_energies.items()
+        ),
+        "trained in": card.dtype,
+        "compiled for": ", ".join(_machine(record) for record in card.compiled) or "nothing",
+        "frames": f"{card.training.get('n_train', '?')} training, "
+        f"{card.training.get('n_valid', '?')} validation",
+        "data sha256": card.training.get("train_sha256", "?")[:16],
+        "calibrated": _calibrated(card),
+        "thresholds from": _thresholds(card),
+        "written": f"{card.created} with torch {card.versions.get('torch')}, "
+        f"ase_bayesmlip {card.versions.get('ase_bayesmlip')}",
+    }
+
+
+def summary(card: Any) -> str:
+    """A `ModelCard` in one line."""
+    elements = " ".join(card.reference_energies)
+    calibrated = ", calibrated" if card.recalibrations else ""
+    return (
+        f"{card.kind}, {card.n_members} member(s) of {card.backbone} for {elements} within "
+        f"{card.cutoff:g} Å; thresholds from {_thresholds(card)}{calibrated}"
+    )
+
+
+def html_table(card: Any) -> str:
+    """`rows` as a table, with whatever a file may say escaped."""
+    body = "".join(
+        f'<tr><th style="text-align:right">{escape(title)}</th>'
+        f'<td style="text-align:left">{escape(str(text))}</td></tr>'
+        for title, text in rows(card).items()
+    )
+    return f"<table>{body}</table>"
+
+
+def _thresholds(card: Any) -> str:
+    if card.calibration.get("folds"):
+        return f"training frames in {len(card.calibration['folds'])} folds"
+    n_frames = card.calibration.get("n_frames")
+    return f"{n_frames} calibration frames" if n_frames else "nothing"
+
+
+def _epistemic(card: Any) -> str:
+    if not card.has_epistemic:
+        return "unknown (one potential)"
+    text = EPISTEMIC.get(card.kind, "spread of the members")
+    if card.evidential and card.n_members > 1:
+        text += ", plus the spread of the members"
+    if card.n_draws > 0:
+        text += "; energies in closed form, forces from the draws"
+        text += ", plus the spread of the members" if card.n_members > 1 else ""
+    return text
+
+
+def _aleatoric(card: Any) -> str:
+    parts = [("energy", card.has_aleatoric_energy), ("forces", card.has_aleatoric_forces)]
+    known = [name for name, trained in parts if trained]
+    return f"noise heads trained on {' and '.join(known)}" if known else "unknown (no noise heads)"
+
+
+def _passes(card: Any) -> str:
+    """Forward passes and derivatives of them."""
+    n, extra = card.n_members, card.n_members * card.n_draws
+    text = f"{n} network(s), {n} derivative(s) for forces"
+    return text + (f", {extra} more for their epistemic covariance" if extra else "")
+
+
+def _calibrated(card: Any) -> str:
+    if not card.recalibrations:
+        return "no"
+    record = card.recalibrations[-1]
+    text = f"{record['method']}, on {record['n_frames']} frames"
+    before, after = (record["numbers"][stage] for stage in ("before", "after"))
+    for name in after:
+        held = [stage.get(name, {}).get("coverage_90") for stage in (before, after)]
+        shown = ["unknown" if share is None else f"{share:.1%}" for share in held]
+        text += f"; 90% of {name}: {shown[0]} before, {shown[1]} after"
+    earlier = len(card.recalibrations) - 1
+    return text + (f"; {earlier} calibration(s) earlier" if earlier else "")
+
+
+def _machine(record: dict[str, Any]) -> str:
+    machine = record["machine"]
+    return (
+        f"{record['device']} in {record['dtype']} ({machine['system']} {machine['machine']}, torch "
+        f"{record['torch']}, table error {record['table_error']:.0e})"
+    )
