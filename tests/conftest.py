@@ -70,6 +70,9 @@ SERVED = {
     "small": {"members": 2, "backbone": "race", "n_layers": 1},
 }
 
+# Those of the short run: members, one potential with noise, drawn readouts, an evidential law.
+SHORT = ("ensemble", "point", "laplace", "evidential")
+
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "prints: writes to stdout or stderr on purpose")
@@ -82,7 +85,13 @@ def pytest_configure(config):
 
 def pytest_generate_tests(metafunc):
     if "served_name" in metafunc.fixturenames:
-        metafunc.parametrize("served_name", SERVED)
+        metafunc.parametrize(
+            "served_name",
+            [
+                pytest.param(name, marks=[] if name in SHORT else pytest.mark.slow)
+                for name in SERVED
+            ],
+        )
 
 
 def pytest_runtest_setup(item):
