@@ -62,16 +62,34 @@ class AroundMembers:
         return self.run.unfinished
 
 
-def starting_members(config: Config, folder: Path, options: RunOptions) -> TrainedMembers:
-    """The potentials that a posterior starts from: those of another run, or trained here.
+def fit_around(
+    stage: Callable[..., Stage], config: Config, folder: Path, options: RunOptions
+) -> None:
+    """Train the members, or take those of `start_from`, and run a stage around each.
+
+    Parameters
+    ----------
+    stage : callable
+        ``stage(potential, train, valid, config, seed)``, at the top of its module.
 
     Raises
     ------
     ValueError
         If the other run has another potential, other data or fewer members.
     """
-    posterior = config.posterior
-    n_members, start_from = posterior.members, posterior.start_from  # type: ignore[union-attr]
+    start = _starting_members(config, folder, options)
+    with process_group(options.device) as device:
+        own = dataclasses.replace(options, device=device)
+        arguments = [
+            (stage, start.config, folder, index, weights, own)
+            for index, weights in enumerate(start.weights)
+        ]
+        run_members(_fit_member, arguments, options)
+        barrier()
+
+
+def _starting_members(config: Config, folder: Path, options: RunOptions) -> TrainedMembers:
+    n_members, start_from = config.posterior.members, config.posterior.start_from  # type: ignore[union-attr]
     if start_from is None:
         return train_members(config, n_members, False, folder, options)
     start = load_members(Path(start_from))
@@ -80,8 +98,7 @@ def starting_members(config: Config, folder: Path, options: RunOptions) -> Train
         check_start(start, config, data, n_members)
         prepare_run(config, data, folder, options.resume)
         barrier()
-    weights = start.weights[:n_members]
-    return TrainedMembers(config, data.record(), weights)
+    return TrainedMembers(config, data.record(), start.weights[:n_members])
 
 
 def check_start(
@@ -124,26 +141,6 @@ def check_start(
     for name in ("train_sha256", "statistics"):
         if start.record[name] != record[name]:
             raise ValueError(f"{where} was trained on other data ({name} differs)")
-
-
-def fit_members(
-    stage: Callable[..., Stage], start: TrainedMembers, folder: Path, options: RunOptions
-) -> None:
-    """Run a stage for each member, one after another or in processes.
-
-    Parameters
-    ----------
-    stage : callable
-        ``stage(potential, train, valid, config, seed)``, at the top of its module.
-    """
-    with process_group(options.device) as device:
-        own = dataclasses.replace(options, device=device)
-        arguments = [
-            (stage, start.config, folder, index, weights, own)
-            for index, weights in enumerate(start.weights)
-        ]
-        run_members(_fit_member, arguments, options)
-        barrier()
 
 
 def _fit_member(

@@ -27,9 +27,8 @@ from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.posteriors.around_members import (
     AroundMembers,
     drawn_potentials,
-    fit_members,
+    fit_around,
     load_stages,
-    starting_members,
 )
 from ase_bayesmlip.posteriors.curvature import estimated_diagonal
 from ase_bayesmlip.posteriors.ivon_optimizer import IVON
@@ -167,8 +166,7 @@ class Variational(Epochs):
 @one_at_a_time
 def fit(config: RunConfig, folder: Path, options: RunOptions = RunOptions()) -> State:
     """Train the members, or take those of `start_from`, and learn the variances of each."""
-    start = starting_members(config, folder, options)
-    fit_members(Variational, start, folder, options)
+    fit_around(Variational, config, folder, options)
     return load(folder)
 
 

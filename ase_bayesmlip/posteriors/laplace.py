@@ -38,9 +38,8 @@ from ase_bayesmlip.nn.potential import Potential, readout_weights, set_readout_w
 from ase_bayesmlip.posteriors.around_members import (
     AroundMembers,
     drawn_potentials,
-    fit_members,
+    fit_around,
     load_stages,
-    starting_members,
 )
 from ase_bayesmlip.posteriors.curvature import (
     GaussNewton,
@@ -199,8 +198,7 @@ class Curvature(Stage):
 @one_at_a_time
 def fit(config: RunConfig, folder: Path, options: RunOptions = RunOptions()) -> State:
     """Train the members, or take those of `start_from`, and fit a Gaussian around each."""
-    start = starting_members(config, folder, options)
-    fit_members(Curvature, start, folder, options)
+    fit_around(Curvature, config, folder, options)
     return load(folder)
 
 

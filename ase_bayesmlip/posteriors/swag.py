@@ -28,9 +28,8 @@ from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.posteriors.around_members import (
     AroundMembers,
     drawn_potentials,
-    fit_members,
+    fit_around,
     load_stages,
-    starting_members,
 )
 from ase_bayesmlip.posteriors.lock import one_at_a_time
 from ase_bayesmlip.posteriors.options import RunOptions
@@ -166,8 +165,7 @@ def fit(config: RunConfig, folder: Path, options: RunOptions = RunOptions()) -> 
             f"posterior.epochs {settings.epochs} with a snapshot every {settings.snapshot_every} "
             f"gives {n_snapshots} snapshots; at least 2 are needed"
         )
-    start = starting_members(config, folder, options)
-    fit_members(Snapshots, start, folder, options)
+    fit_around(Snapshots, config, folder, options)
     return load(folder)
 
 

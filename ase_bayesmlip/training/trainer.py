@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -116,12 +115,6 @@ class Trainer(Epochs):
         warmup_epochs = min(self.schedule.epoch_of(settings.warmup_fraction), last)
         is_warmup = epoch < warmup_epochs and not self.warm
         return settings.warmup if is_warmup else final_loss(settings)
-
-    def best_potential(self) -> Potential:
-        """The potential with the best averaged weights, without gradients."""
-        potential = copy.deepcopy(self.potential)
-        potential.load_state_dict(self.now.best)
-        return potential.eval().requires_grad_(False)
 
     def step(self, index: int) -> dict[str, Any] | None:
         """One epoch, and a look at the validation structures when it is due."""

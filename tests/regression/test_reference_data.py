@@ -56,7 +56,8 @@ def test_learns_acetylacetone(reference_data, tmp_path):
     trainer = Trainer(potential, *sets, config)
     trainer.open(tmp_path / "run", resume=False)
     trainer.run(progress=False)
-    trained = trainer.best_potential()
+    trainer.potential.load_state_dict(trainer.now.best)
+    trained = trainer.potential.requires_grad_(False)
     metrics = validation_metrics(
         trained, sets[1], "mse", config.loss, False, data.statistics.force_rms
     )
