@@ -20,6 +20,9 @@ from ase_bayesmlip.training.log import append_metrics, truncate_metrics
 from ase_bayesmlip.training.schedule import Schedule, planned_epochs
 from ase_bayesmlip.training.state import Checkpoint, check_same
 
+# What the bar shows of a row.
+FORCES = "valid_forces_rmse_meV_per_A"
+
 
 class Stage:
     """What is fitted in steps; subclasses give `step`, `state` and `restore`.
@@ -126,7 +129,14 @@ class Stage:
         position : int
             Line of the progress bar.
         """
-        bar = tqdm(initial=self.done, desc=self.title, disable=not progress, position=position)
+        bar = tqdm(
+            total=self.schedule.epochs,
+            initial=self.done,
+            desc=self.title,
+            unit="epoch" if self.section else "batch",
+            disable=not progress,
+            position=position,
+        )
         with bar:
             self._since = time.monotonic()
             while not self.finished and self.done != until:
@@ -144,6 +154,8 @@ class Stage:
                     if row is not None:
                         append_metrics(self.folder / self.log, {"epoch": self.done, **row})
                     self._save()
+                if row is not None and FORCES in row:
+                    bar.set_postfix(F=f"{row[FORCES]:.1f} meV/Å")
                 bar.update()
 
     def _plan(self) -> None:

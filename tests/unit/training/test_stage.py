@@ -122,3 +122,12 @@ def test_a_stage_has_the_steps_that_it_needs(tmp_path, clock):
 def test_the_first_rank_decides(tmp_path, clock, monkeypatch):
     monkeypatch.setattr(stage, "of_first_rank", lambda numbers, device: {"epochs": 5.0})
     assert run(Toy(clock, 50, limit=20.0), tmp_path).done == 5
+
+
+def test_the_bar_knows_its_length_from_the_start(tmp_path, clock, capsys):
+    toy = Toy(clock, 4)
+    toy.open(tmp_path / "member-00", resume=False)
+    toy.run(progress=True)
+    drawn = capsys.readouterr().err
+    assert "member-00 toy:   0%" in drawn
+    assert "4/4" in drawn
