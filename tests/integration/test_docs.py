@@ -65,6 +65,16 @@ def test_what_is_on_a_page_has_a_docstring():
     assert [item for item in documented() if not inspect.getdoc(item)] == []
 
 
+def test_files_that_pages_name_exist():
+    root = API.parents[1]
+    places = [root, root / "ase_bayesmlip", root / "examples" / "benchmarks"]
+    pages = [root / "CONTRIBUTING.md", *sorted(API.parent.glob("*.md"))]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    named = set(re.findall(r"`([\w/]+\.py|[\w/]+/)`", text))
+    assert len(named) > 40
+    assert [name for name in named if not any((place / name).exists() for place in places)] == []
+
+
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
 PAGE = (API.parent / "benchmarks.md").read_text(encoding="utf-8")
 
