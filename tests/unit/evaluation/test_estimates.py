@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from evaluation_data import make_comparison
+from gaussian_errors import random_spd
 
 from ase_bayesmlip import metrics
 from ase_bayesmlip.evaluation import (
@@ -13,6 +14,7 @@ from ase_bayesmlip.evaluation import (
     force_errors,
 )
 from ase_bayesmlip.evaluation.estimates import energy_numbers, force_numbers
+from ase_bayesmlip.metrics import Errors, PredictiveLaw
 
 
 def quick(**changes):
@@ -26,6 +28,20 @@ def changed(comparison, **values):
         new = {**result, **{k: v(result) for k, v in values.items() if v is not None}}
         results.append({k: v for k, v in new.items() if values.get(k, 0) is not None})
     return Comparison(comparison.frames, results)
+
+
+@pytest.mark.parametrize("law", [None, PredictiveLaw(), PredictiveLaw(n_members=5)])
+def test_the_error_expected_of_a_committee_counts_its_own_mean(law):
+    """The mean of S members is off by a member's share: the RMSE to expect is √(1 + 1/S) σ."""
+    generator = np.random.default_rng(3)
+    covariance = random_spd(generator, 20)
+    frame = np.repeat(np.arange(5), 4)
+    errors = Errors(generator.normal(size=(20, 3)), covariance, None, frame, law)
+    expected = np.trace(covariance, axis1=1, axis2=2).mean() / 3
+    if law is not None and law.n_members is not None:
+        expected *= 1 + 1 / law.n_members
+    found = force_numbers(errors, quick())["forces_sigma_meV_per_A"].value
+    assert found == pytest.approx(1e3 * np.sqrt(expected), rel=1e-12)
 
 
 def test_numbers_are_those_of_metrics():
