@@ -72,13 +72,10 @@ class ServedModel(nn.Module):
             elsewhere it is always there.
         """
         outputs: list[MemberOutput] = []
-        energies: list[Tensor] = []
         forces: list[Tensor] = []
         stresses: list[Tensor] = []
         draw_forces: list[Tensor] = []
         draw_stresses: list[Tensor] = []
-        energy_noise: list[Tensor | None] = []
-        force_noise: list[Tensor | None] = []
         graph, parts = self.divided(graph)
         for member in self.members:
             leaf, positions, strain = with_derivative_inputs(graph, stress)
@@ -98,17 +95,16 @@ class ServedModel(nn.Module):
                 draw_forces.append(force[1:])
                 draw_stresses.append(sigma[1:])
             # Nothing that is kept may keep the activations of a member alive.
-            output = without_graph(output)
-            del strata, cut, wanted, draws, totals, leaf
-            energies.append(output.atomic_energies.to(torch.float64))
-            energy_noise.append(output.atomic_energies_var)
-            force_noise.append(output.forces_cov)
-            outputs.append(output)
+            outputs.append(without_graph(output))
+            del output, strata, cut, wanted, draws, totals, leaf
+        energies = torch.cat([output.atomic_energies for output in outputs])
+        energy_noise: list[Tensor | None] = [output.atomic_energies_var for output in outputs]
+        force_noise: list[Tensor | None] = [output.forces_cov for output in outputs]
         all_stresses = torch.cat(stresses) if stress else None
         prediction = mix(
             graph,
             self.reference_energies,
-            Means(torch.cat(energies), torch.cat(forces), all_stresses),
+            Means(energies.to(torch.float64), torch.cat(forces), all_stresses),
             own_spread(outputs, draw_forces, draw_stresses, stress),
             mean_noise(energy_noise),
             mean_noise(force_noise),
@@ -149,19 +145,13 @@ def own_spread(
     outputs: list[MemberOutput], forces: list[Tensor], stresses: list[Tensor], stress: bool
 ) -> OwnSpread | None:
     """What the members know of their own uncertainty, stacked; None if they know nothing."""
-    directions: list[Tensor | None] = []
-    independent: list[Tensor | None] = []
-    covariances: list[Tensor | None] = []
-    traces: list[Tensor | None] = []
-    dofs: list[Tensor | None] = []
-    draws: list[Tensor | None] = []
-    for output in outputs:
-        directions.append(output.directions)
-        draws.append(output.draws)
-        independent.append(_first(output.atomic_energies_var_epistemic))
-        covariances.append(_first(output.forces_cov_epistemic))
-        traces.append(_first(output.forces_trace_epistemic))
-        dofs.append(_first(output.forces_dof))
+    # With their types, at which TorchScript would have a word to say otherwise.
+    directions: list[Tensor | None] = [o.directions for o in outputs]
+    independent: list[Tensor | None] = [_first(o.atomic_energies_var_epistemic) for o in outputs]
+    covariances: list[Tensor | None] = [_first(o.forces_cov_epistemic) for o in outputs]
+    traces: list[Tensor | None] = [_first(o.forces_trace_epistemic) for o in outputs]
+    dofs: list[Tensor | None] = [_first(o.forces_dof) for o in outputs]
+    draws: list[Tensor | None] = [o.draws for o in outputs]
     all_directions, all_traces = stacked(directions), stacked(traces)
     if all_directions is None and all_traces is None:
         return None
