@@ -7,7 +7,12 @@ import pkgutil
 import re
 from pathlib import Path
 
+import ase.io
+import numpy as np
+import pytest
+
 import ase_bayesmlip
+from ase_bayesmlip import BayesianCalculator
 
 API = Path(__file__).parents[2] / "docs" / "api"
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in sorted(API.glob("*.md")))
@@ -63,6 +68,29 @@ def is_shown(item, name, shown):
 
 def test_what_is_on_a_page_has_a_docstring():
     assert [item for item in documented() if not inspect.getdoc(item)] == []
+
+
+@pytest.mark.slow
+def test_measured_sigma_of_a_difference():
+    data = API.parents[1] / "data"
+    calc = BayesianCalculator(data / "ethanol_ensemble.pt", return_members=True)
+    energies, variances, of_atoms = [], [], []
+    for atoms in ase.io.read(data / "ethanol_test.extxyz", index=":40"):
+        calc.calculate(atoms)
+        results = calc.results
+        energies.append(results["energy_ensemble"])
+        variances.append(results["energy_var_epistemic"])
+        of_atoms.append(results["energies_var_epistemic"].sum())
+    pairs = np.triu_indices(40, k=1)
+    members = np.array(energies)
+    differences = (members[:, None] - members[None])[pairs].var(axis=1, ddof=1)
+    sums = np.add.outer(variances, variances)[pairs]
+    found = [1e3 * np.sqrt(np.mean(v)) for v in (differences, sums, of_atoms, variances)]
+    assert [f"{meV:.1f}" for meV in found[:2]] == ["1.3", "1.9"]
+    assert f"{found[2]:.0f}" == "671"
+    assert f"{found[3]:.1f}" == "1.4"
+    page = (API.parent / "reading-the-numbers.md").read_text(encoding="utf-8")
+    assert all(number in page for number in ("1.3 meV", "1.9 meV", "671 meV", "1.4 meV"))
 
 
 def test_files_that_pages_name_exist():
