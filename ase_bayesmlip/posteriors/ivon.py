@@ -34,12 +34,11 @@ from ase_bayesmlip.posteriors.curvature import estimated_diagonal
 from ase_bayesmlip.posteriors.ivon_optimizer import IVON
 from ase_bayesmlip.posteriors.lock import one_at_a_time
 from ase_bayesmlip.posteriors.options import RunOptions
-from ase_bayesmlip.training.data import GraphDataset, Labels
+from ase_bayesmlip.training.data import Labels
 from ase_bayesmlip.training.distributed import rank, sum_tensors_over_ranks
 from ase_bayesmlip.training.epochs import Epochs, row_of
 from ase_bayesmlip.training.loss import negative_log_likelihood
 from ase_bayesmlip.training.outputs import evaluate
-from ase_bayesmlip.training.stage import digest
 
 __all__ = ["Config", "State", "draw", "fit", "load"]
 
@@ -71,26 +70,16 @@ class Variational(Epochs):
     name, log, section = NAME, f"{NAME}.csv", "posterior"
     repair = ", or raise posterior.hess_init,"
 
-    def __init__(
-        self,
-        potential: Potential,
-        train: GraphDataset,
-        valid: GraphDataset,
-        config: RunConfig,
-        shuffling_seed: int,
-    ) -> None:
-        assert isinstance(config.posterior, Config)
-        settings = self.settings = config.posterior
-        first = config.training.epochs
-        super().__init__(potential, train, valid, config, shuffling_seed, settings.epochs, first)
-        self.identity["start"] = digest(potential.state_dict())
+    def prepare(self) -> None:
+        """Start from the curvature."""
+        settings = self.settings
         self.stress = False  # which has no noise, and so no likelihood
         # With a weight of one, the weight that comes back is the share of this rank.
-        self.loss = dataclasses.replace(config.loss, energy_weight=1.0)
+        self.loss = dataclasses.replace(self.config.loss, energy_weight=1.0)
         self.optimizer = IVON(
-            potential.parameters(),
+            self.potential.parameters(),
             lr=settings.learning_rate,
-            ess=settings.effective_sample_size or float(len(train)),
+            ess=settings.effective_sample_size or float(len(self.train_set)),
             hess_init=settings.hess_init or self._curvature(),
             beta1=settings.beta1,
             beta2=settings.beta2,

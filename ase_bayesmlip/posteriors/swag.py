@@ -33,9 +33,7 @@ from ase_bayesmlip.posteriors.around_members import (
 )
 from ase_bayesmlip.posteriors.lock import one_at_a_time
 from ase_bayesmlip.posteriors.options import RunOptions
-from ase_bayesmlip.training.data import GraphDataset
 from ase_bayesmlip.training.epochs import Epochs, row_of
-from ase_bayesmlip.training.stage import digest
 
 __all__ = ["Config", "Moments", "State", "draw", "fit", "load"]
 
@@ -107,23 +105,12 @@ class Snapshots(Epochs):
 
     name, log, section = NAME, f"{NAME}.csv", "posterior"
 
-    def __init__(
-        self,
-        potential: Potential,
-        train: GraphDataset,
-        valid: GraphDataset,
-        config: RunConfig,
-        shuffling_seed: int,
-    ) -> None:
-        assert isinstance(config.posterior, Config)
-        settings = self.settings = config.posterior
-        # The epochs before were the training's: no order of theirs is used again.
-        first = config.training.epochs
-        super().__init__(potential, train, valid, config, shuffling_seed, settings.epochs, first)
-        self.identity["start"] = digest(potential.state_dict())
-        self.least = 2 * settings.snapshot_every
-        self.optimizer = self.adamw(settings.learning_rate)
-        self.moments = Moments.empty(sum(p.numel() for p in potential.parameters()))
+    def prepare(self) -> None:
+        """No snapshot yet."""
+        assert isinstance(self.settings, Config)
+        self.least = 2 * self.settings.snapshot_every
+        self.optimizer = self.adamw(self.settings.learning_rate)
+        self.moments = Moments.empty(sum(p.numel() for p in self.potential.parameters()))
 
     def step(self, index: int) -> dict[str, float]:
         """One epoch, then perhaps a snapshot."""

@@ -19,13 +19,13 @@ from ase_bayesmlip.training.data import GraphDataset, Labels
 from ase_bayesmlip.training.distributed import of_first_rank, own_batches, sum_over_ranks
 from ase_bayesmlip.training.loss import final_loss, loss
 from ase_bayesmlip.training.outputs import evaluate
-from ase_bayesmlip.training.stage import Stage
+from ase_bayesmlip.training.stage import Stage, digest
 from ase_bayesmlip.training.state import run_identity
 from ase_bayesmlip.training.validation import validation_metrics
 
 
 class Epochs(Stage):
-    """A stage whose steps are epochs; subclasses give `batch`, what follows it, and an optimizer.
+    """A stage whose steps are epochs; subclasses `prepare` an optimizer and say what follows one.
 
     Parameters
     ----------
@@ -34,9 +34,6 @@ class Epochs(Stage):
     train, valid : GraphDataset
     config : Config
     shuffling_seed : int
-    n_epochs : int
-    first : int
-        Number of the first epoch, in the seed of its order.
 
     Attributes
     ----------
@@ -44,10 +41,14 @@ class Epochs(Stage):
         Indices of the training structures.
     kind, loss : str and LossConfig
         Of the present epoch.
+    settings : TrainingConfig, SWAGConfig or IVONConfig
+    first : int
+        Number of the first epoch, in the seed of its order.
     repair : str
         What helps beside a lower learning rate.
     """
 
+    settings: Any
     optimizer: Any
     repair = ""
 
@@ -58,20 +59,28 @@ class Epochs(Stage):
         valid: GraphDataset,
         config: Config,
         shuffling_seed: int,
-        n_epochs: int,
-        first: int = 0,
     ) -> None:
+        self.settings = getattr(config, self.section)
         identity = run_identity(config) | {"shuffling_seed": shuffling_seed}
-        super().__init__(n_epochs, identity, potential.scale.device)
+        super().__init__(self.settings.epochs, identity, potential.scale.device)
         self.potential, self.config, self.loss = potential, config, config.loss
         self.train_set, self.valid_set = train, valid
-        self.shuffling_seed, self.first = shuffling_seed, first
+        self.shuffling_seed, self.first = shuffling_seed, 0
+        if self.section == "posterior":
+            # The epochs before were the training's: no order of theirs is used again.
+            self.first = config.training.epochs
+            self.identity["start"] = digest(potential.state_dict())
         self.order = np.arange(len(train))
         self.kind = final_loss(config.loss)
         self.unit = float(potential.scale)
         self.stress = any(bool(labels.has_stress) for _, labels in train.items)
         # Forces are differentiated again by the weights, unless those below the heads are fixed.
         self.create_graph = potential.embedding.requires_grad
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Make the optimizer, and what else there is before the first epoch."""
+        raise NotImplementedError
 
     def epoch(self, index: int) -> float:
         """Take a step for each batch of the data in a new order; the mean loss."""

@@ -76,12 +76,15 @@ class Trainer(Epochs):
         order: Sequence[int] | None = None,
         warm: bool = False,
     ) -> None:
-        super().__init__(potential, train, valid, config, shuffling_seed, config.training.epochs)
         self.warm = warm
+        super().__init__(potential, train, valid, config, shuffling_seed)
         if order is not None:
             self.order = np.asarray(order)
         self.identity["n_train"] = len(self.order)
-        self.optimizer = self.adamw(config.training.learning_rate)
+
+    def prepare(self) -> None:
+        """Start from the weights that the potential has."""
+        self.optimizer = self.adamw(self.settings.learning_rate)
         average, best = (
             {name: value.clone() for name, value in self._weights().items()} for _ in range(2)
         )
