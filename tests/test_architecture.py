@@ -1,6 +1,7 @@
 """The layers of the package and the limits that keep it readable, checked on the source."""
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,7 @@ def part_of(path):
     return path.relative_to(ROOT).with_suffix("").parts[0]
 
 
+@functools.cache
 def parse(path):
     return ast.parse(path.read_text(encoding="utf-8"))
 

@@ -231,6 +231,7 @@ def test_a_single_atom_and_atoms_out_of_reach(shipped):
             assert fast.results[name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
 
 
+@pytest.mark.slow
 def test_the_calculator_chooses_and_obeys(shipped, data_folder):
     assert BayesianCalculator(shipped).model.backend == "aoti"
     assert BayesianCalculator(shipped).parameters["backend"] == "aoti"

@@ -210,6 +210,7 @@ def test_probe_covers_energy_forces_and_every_variance(served):
     assert set(read_card(served("mse")).probe["expected"]) == {"energy", "forces"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", PROBE_FIELDS)
 def test_failing_probe(file, field):
     card = read_card(file)
@@ -219,6 +220,17 @@ def test_failing_probe(file, field):
     probe = {**card.probe, "expected": {**card.probe["expected"], field: expected.tolist()}}
     replace_card(file, dataclasses.replace(card, probe=probe))
     with pytest.raises(ValueError, match=rf"fails its self-test on cpu in float64: {field} of"):
+        load_model(file, dtype="float64")
+
+
+def test_the_probe_is_compared_without_its_reference_energies(file):
+    """1e-4 eV are little beside 4000 eV of isolated atoms, and much beside the bonds."""
+    card = read_card(file)
+    energies = [energy + 1e-4 for energy in card.probe["expected"]["energy"]]
+    assert abs(energies[0]) > 1000.0
+    probe = {**card.probe, "expected": {**card.probe["expected"], "energy": energies}}
+    replace_card(file, dataclasses.replace(card, probe=probe))
+    with pytest.raises(ValueError, match="self-test on cpu in float64: energy of"):
         load_model(file, dtype="float64")
 
 
@@ -285,6 +297,7 @@ def test_interrupted_saving_leaves_the_old_file(file, serve, monkeypatch, error)
 # --- Precision of the reference energies. ---
 
 
+@pytest.mark.slow
 def test_large_reference_energies_cost_no_digits(serve, tmp_path, ethanol):
     """-1000 eV per atom beside an interaction energy of some eV, in a float32 model."""
     shaken = ethanol.copy()

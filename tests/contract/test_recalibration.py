@@ -116,9 +116,16 @@ def test_unknown_fields_stay_unknown():
 # --- the file ---
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"), [*((name, "float64") for name in KINDS), ("small", "float32")]
-)
+# One with members, one with drawn readouts in the short run.
+KINDS_AND_DTYPES = [
+    pytest.param(
+        name, dtype, marks=[] if name in ("small", "laplace_mixture") else pytest.mark.slow
+    )
+    for name, dtype in [*((name, "float64") for name in KINDS), ("small", "float32")]
+]
+
+
+@pytest.mark.parametrize(("name", "dtype"), KINDS_AND_DTYPES)
 def test_means_are_the_same_to_the_bit_and_variances_multiplied(
     name, dtype, loaded, scaled, strained_co2, cubic_co2
 ):
@@ -271,6 +278,7 @@ def test_from_a_file_to_a_calibrated_file(served, labelled, tmp_path, capsys):
     assert card.calibration["n_frames"] == 60
 
 
+@pytest.mark.slow
 def test_the_same_frames_twice_change_nothing(served, labelled, tmp_path):
     path, frames = tmp_path / "out.pt", read_frames(str(labelled("good.extxyz")))
     first = calibrate_file(served("small"), frames, path)
@@ -284,6 +292,7 @@ def test_the_same_frames_twice_change_nothing(served, labelled, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_every_set_of_a_calibration_is_known_again(served, labelled, tmp_path):
     """Of a split calibration half of the frames fix thresholds; all of them are in the record."""
     path, frames = tmp_path / "out.pt", read_frames(str(labelled("good.extxyz")))
@@ -296,6 +305,7 @@ def test_every_set_of_a_calibration_is_known_again(served, labelled, tmp_path):
     assert seen_by(read_card(path), frames[::-1]) == {"calibration": 60, "threshold": 30}
 
 
+@pytest.mark.slow
 def test_copies_count_once(served, labelled, tmp_path):
     """In factors, levels, thresholds and what is reported."""
     frames = read_frames(str(labelled("good.extxyz")))
@@ -315,6 +325,7 @@ def test_copies_count_once(served, labelled, tmp_path):
     assert thresholds["n_frames"] == len(thresholds["scores"]["forces_epistemic_max"]) == 60
 
 
+@pytest.mark.slow
 def test_own_predictions_are_refused_as_labels(served, labelled, tmp_path, capsys):
     """Through a file, with 8 decimals: the factor would be 1e-19."""
     structures = read(labelled("good.extxyz"), ":")
@@ -336,6 +347,7 @@ SPREADS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPREADS)
 def test_the_two_commands_judge_one_file_alike(name, serve, labelled, tmp_path, capsys):
     """The record of `calibrate` against `evaluate` of the file before, and of the file after.
@@ -363,6 +375,7 @@ def test_the_two_commands_judge_one_file_alike(name, serve, labelled, tmp_path, 
     assert "calibration and threshold frames of the model" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_early_calibration_keeps_its_law(serve, labelled, tmp_path):
     """Spreads were taken for Gaussian, on spheres, and the factors of the file were fitted so."""
     path, frames = tmp_path / "model.pt", read_frames(str(labelled("good.extxyz")))
@@ -376,6 +389,7 @@ def test_an_early_calibration_keeps_its_law(serve, labelled, tmp_path):
     assert origin_of(read_card(path)) == Origin(spherical=True)
 
 
+@pytest.mark.slow
 def test_a_compiled_program_is_left_out_with_a_warning(served, labelled, tmp_path, serve):
     path = tmp_path / "compiled.pt"
     serve("small", path)

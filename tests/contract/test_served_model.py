@@ -23,9 +23,23 @@ from ase_bayesmlip.testing import (
 EQUIVARIANT = ["ensemble", "race", "nll_e", "point", "mse", "iso", "laplace", "laplace_mixture"]
 
 
+CHECKED = [
+    *((name, "float64") for name in EQUIVARIANT),
+    ("ensemble", "float32"),
+    ("race", "float32"),
+]
+# Members of either backbone and drawn readouts in the short run.
+SHORT = ("ensemble", "race", "laplace")
+
+
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [*((name, "float64") for name in EQUIVARIANT), ("ensemble", "float32"), ("race", "float32")],
+    [
+        pytest.param(
+            name, dtype, marks=[] if (name in SHORT) and dtype == "float64" else pytest.mark.slow
+        )
+        for name, dtype in CHECKED
+    ],
 )
 def test_symmetries_batching_and_positivity(loaded, ethanol, strained_co2, name, dtype):
     check_served_model(loaded(name, dtype), ethanol, strained_co2)
@@ -170,6 +184,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", BROKEN)
 def test_checker_finds(loaded, eager, ethanol, strained_co2, fault):
     message, change = BROKEN[fault]

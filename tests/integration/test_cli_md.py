@@ -18,6 +18,7 @@ def run(*arguments):
     return main(["md", MODEL, str(DATA / "ethanol_ood_1200K.extxyz"), *arguments, "--quiet"])
 
 
+@pytest.mark.slow
 def test_hot_run_flags_recalculates_and_writes(tmp_path, capsys):
     pytest.importorskip("tblite")
     out = tmp_path / "hot"

@@ -72,6 +72,7 @@ def around(start, features, **changes):
 # --- training
 
 
+@pytest.mark.slow
 def test_a_head_on_frozen_features_leaves_energies_and_forces_untouched(start, tmp_path, ethanol):
     before = serve(POSTERIORS["point"].load(start), tmp_path / "before.pt")
     state = fit(tmp_path / "run", EVIDENTIAL, VECTORS, around(start, "frozen"))

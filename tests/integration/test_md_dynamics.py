@@ -327,6 +327,7 @@ def test_schedule_heats(tmp_path):
     assert temperature[2000:].mean() == pytest.approx(1000.0, rel=0.35)
 
 
+@pytest.mark.slow
 def test_false_alarms_come_at_the_nominal_rate(tmp_path):
     """Calibrate on one trajectory, observe another at the same temperature, and then hotter.
 

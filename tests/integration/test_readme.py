@@ -25,7 +25,9 @@ def fences(text, language):
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/start.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", pytest.param("docs/start.md", marks=pytest.mark.slow)]
+)
 def test_python_of_the_first_screen_runs(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (code,) = fences(text_of(name), "python")
