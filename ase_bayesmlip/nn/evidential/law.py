@@ -130,10 +130,6 @@ def _aleatoric_factor(niw: NormalInverseWishart) -> Tensor:
     return niw.dof / (niw.dof - 4.0)
 
 
-def _total_factor(niw: NormalInverseWishart) -> Tensor:
-    return (1.0 + 1.0 / niw.evidence) * _aleatoric_factor(niw)
-
-
 def scale_matrix(niw: NormalInverseWishart, unit_squared: Tensor) -> Tensor:
     """Σ₀ = σ_F² exp(s + T), (n, 3, 3), (eV/Å)², as H Hᵀ."""
     unit = unit_squared.to(niw.log_scale.dtype).reshape(-1, 1, 1)
@@ -164,7 +160,8 @@ def epistemic_deviation(niw: NormalInverseWishart, unit_squared: Tensor) -> Tens
 
 def total_deviation(niw: NormalInverseWishart, unit_squared: Tensor) -> Tensor:
     """√(tr Cov[y] / 3), (n,), eV/Å, without building a matrix."""
-    return torch.sqrt(_total_factor(niw) * _mean_scale(niw, unit_squared))
+    factor = (1.0 + 1.0 / niw.evidence) * _aleatoric_factor(niw)
+    return torch.sqrt(factor * _mean_scale(niw, unit_squared))
 
 
 def scale_distance(residual: Tensor, niw: NormalInverseWishart, unit_squared: Tensor) -> Tensor:
