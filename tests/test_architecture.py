@@ -73,7 +73,7 @@ COVERED_BY = {
     "posteriors/options.py": "integration/test_posteriors.py",
     "posteriors/point.py": "integration/test_training.py",
     "report/files.py": "integration/test_cli_evaluate.py",
-    "report/style.py": "unit/report/test_html.py",
+    "report/grid.py": "unit/report/test_figures.py",
     "serving/archive.py": "contract/test_file_format.py",
     "serving/calibrate.py": "contract/test_recalibration.py",
     "serving/compiler.py": "contract/test_compiled.py",

@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 
 FIGURE_ENDINGS = (".png", ".pdf")
 BATCH = 32
+LOSSES = {
+    "mse": "squared errors of energies and forces",
+    "nll_e": "likelihood of energies, squared errors of forces",
+    "nll_jef": "joint likelihood of energies and forces",
+    "evidential": "likelihood of the evidential law (e²IP)",
+    "eip": "likelihood of the evidential law of components (eIP)",
+}
 
 
 def add_parser(commands: Any) -> None:
@@ -23,7 +30,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "test", nargs="+", help="labelled frames like those of the training, never used in it"
     )
-    parser.add_argument("--ood", help="foreign frames; labels may be missing")
+    parser.add_argument(
+        "--ood",
+        action="append",
+        default=[],
+        help="foreign frames; labels may be missing; may be given several times",
+    )
     parser.add_argument(
         "--before", type=Path, help="a file to compare with: the model before calibration"
     )
@@ -104,13 +116,16 @@ def _evaluate(arguments: argparse.Namespace) -> Evaluation:
             f"test set: {n_copies} of {len(test)} frames are copies of others: intervals are "
             "narrower than they should be"
         )
-    ood = None
-    if arguments.ood:
-        ood = _read(arguments.ood, "OOD set", keys, units, card.atomic_numbers, notes)
+    names = _names(arguments)
+    ood = {
+        name: _read(path, name, keys, units, card.atomic_numbers, notes)
+        for name, path in _foreign(arguments.ood, names["test"]).items()
+    }
     return evaluate(
         **_predict(calculators, test, ood, not arguments.quiet),
-        names=_names(arguments),
+        names=names,
         model=_facts(calculators[0]),
+        description=_description(calculators[0]),
         notes=notes,
         bootstrap=bootstrap,
     )
@@ -119,17 +134,16 @@ def _evaluate(arguments: argparse.Namespace) -> Evaluation:
 def _predict(
     calculators: list[Any],
     test: list[EvaluationFrame],
-    ood: list[EvaluationFrame] | None,
+    ood: dict[str, list[EvaluationFrame]],
     progress: bool,
 ) -> dict[str, Any]:
     """What each calculator says about each set, under the names that `evaluate` takes."""
-    compared = {}
-    for calculator, names in zip(
+    compared: dict[str, Any] = {}
+    for calculator, (known, foreign) in zip(
         calculators, (("test", "ood"), ("before", "before_ood")), strict=False
     ):
-        for name, frames in zip(names, (test, ood), strict=True):
-            if frames is not None:
-                compared[name] = _compare(calculator, frames, progress)
+        compared[known] = _compare(calculator, test, progress)
+        compared[foreign] = {name: _compare(calculator, f, progress) for name, f in ood.items()}
     return compared
 
 
@@ -173,11 +187,22 @@ def _compare(calculator: Any, frames: list[EvaluationFrame], progress: bool) -> 
 def _names(arguments: argparse.Namespace) -> dict[str, str]:
     """File names without folders and endings: what tables and legends call them."""
     names = {"model": arguments.model.name, "test": _short(arguments.test)}
-    if arguments.ood:
-        names["ood"] = _short(arguments.ood)
     if arguments.before:
         names["before"] = arguments.before.name
     return names
+
+
+def _foreign(paths: list[str], taken: str) -> dict[str, str]:
+    """Paths of the foreign sets under names of their own."""
+    named: dict[str, str] = {}
+    for path in paths:
+        name = short = _short(path)
+        number = 1
+        while name == taken or name in named:
+            number += 1
+            name = f"{short} ({number})"
+        named[name] = path
+    return named
 
 
 def _short(paths: str | list[str]) -> str:
@@ -203,7 +228,30 @@ def _facts(calculator: Any) -> dict[str, Any]:
         "aleatoric_forces": card.has_aleatoric_forces,
         "calibration_frames": card.calibration.get("n_frames", 0),
         "created": card.created,
+        "elements": list(card.reference_energies),
+        "cutoff_A": card.cutoff,
+        "n_train": card.training.get("n_train"),
+        "loss": card.config.get("loss", {}).get("kind"),
     }
+
+
+def _description(calculator: Any) -> dict[str, str]:
+    """The head of a report: what a reader should know of the model."""
+    from ase_bayesmlip.cli.inspect import describe
+
+    card = calculator.card
+    rows = describe(card)
+    kept = ("epistemic", "aleatoric", "backbone", "calibrated", "thresholds from")
+    draws = f", {card.n_draws} draws of each" * bool(card.n_draws)
+    words = {"posterior": f"{card.kind}, {card.n_members} network(s){draws}"}
+    words |= {"elements": ", ".join(card.reference_energies), "cutoff": rows["cutoff"]}
+    words |= {name: rows[name] for name in kept}
+    words["trained on"] = f"{rows['frames']} frames"
+    loss = card.config.get("loss", {}).get("kind")
+    if loss:
+        words["loss"] = LOSSES.get(loss, loss)
+    words["evaluated in"] = f"{calculator.model.dtype}, {calculator.model.backend}"
+    return words
 
 
 def _summary(evaluation: Evaluation, written: list[Path]) -> str:
@@ -220,10 +268,11 @@ def _summary(evaluation: Evaluation, written: list[Path]) -> str:
         "calibration_error_forces": "calibration error, forces",
         "coverage_90_forces": "coverage of 90 %, forces",
         "spearman_forces": "Spearman, forces",
+        "stress_rmse_GPa": "stress RMSE, GPa",
+        "coverage_90_stress": "coverage of 90 %, stress",
+        "pressure_rmse_GPa": "pressure RMSE, GPa",
     }
-    sets = [(evaluation.names["test"], evaluation.test)]
-    if evaluation.ood is not None:
-        sets.append((evaluation.names["ood"], evaluation.ood))
+    sets = list(evaluation.sets.items())
     if evaluation.before is not None:
         sets.append((f"{evaluation.names['test']}, before", evaluation.before))
     titles = [f"{name} (n = {part.n_frames})" for name, part in sets]
@@ -236,11 +285,11 @@ def _summary(evaluation: Evaluation, written: list[Path]) -> str:
         ]
         if any(cell != "–" for cell in cells):
             lines.append(f"{words:28}" + "".join(f"{cell:>{width}}" for cell in cells))
-    if evaluation.detections:
-        first = evaluation.detections[0]
+    for name, (first, *_) in ((n, d) for n, d in evaluation.detections.items() if d):
         numbers = {key: number_with_interval(value) for key, value in first.numbers.items()}
+        which = f"{name} " * (len(evaluation.ood) > 1)
         lines.append(
-            f"foreign against known frames by {first.score}: AUROC {numbers['auroc_ood']}, "
+            f"foreign against known frames {which}by {first.score}: AUROC {numbers['auroc_ood']}, "
             f"AUPR {numbers['aupr_ood']}, FPR95 {numbers['fpr95_ood']}"
         )
     lines.append(f"in brackets: {100 * evaluation.bootstrap.level:g} % intervals, by frame")

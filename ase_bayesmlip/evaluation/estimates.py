@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from ase.data import chemical_symbols
+from ase.units import GPa
 
 from ase_bayesmlip import metrics
 from ase_bayesmlip.evaluation.comparison import Comparison
 from ase_bayesmlip.evaluation.intervals import Bootstrap, Estimate
-from ase_bayesmlip.metrics.errors import Errors
+from ase_bayesmlip.metrics.errors import PRESSURE, STRESS, Errors, errors_of_stress
 
 CURVE_LEVELS = np.linspace(0.0, 1.0, 21)
 # Levels of `metrics.calibration_error`: j/101.
@@ -69,6 +71,25 @@ def energy_numbers(errors: Errors, bootstrap: Bootstrap) -> dict[str, Estimate]:
             bootstrap,
         )
         found |= crps
+    return found
+
+
+def stress_numbers(comparison: Comparison, bootstrap: Bootstrap) -> dict[str, Estimate]:
+    """Numbers on components of the stress and on the pressure; error bars are epistemic alone."""
+    found = {}
+    for what, rows in (("stress", STRESS), ("pressure", PRESSURE)):
+        errors = errors_of_stress(comparison.results, comparison.frames, comparison.origin, rows)
+        if errors is None:
+            return {}
+        errors = errors.divided_by(np.full(len(errors.error), GPa))
+        found[f"{what}_rmse_GPa"] = bootstrap.mean(errors, _square, np.sqrt)
+        if errors.covariance is None or errors.law is None:
+            bootstrap.note(f"errors of {what} without error bars: {errors.why_no_law}")
+            continue
+        found[f"{what}_sigma_GPa"] = bootstrap.mean(errors, _variance, np.sqrt)
+        for percent in COVERAGES:
+            name = f"coverage_{percent}_{what}"
+            found |= _attempt(partial(_coverage, errors, percent, bootstrap), name, bootstrap)
     return found
 
 

@@ -1,4 +1,4 @@
-"""`evaluate`: all numbers of one model on a test set, beside an OOD set and an earlier model."""
+"""`evaluate`: all numbers of one model on a test set, beside OOD sets and an earlier model."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from ase_bayesmlip.evaluation.estimates import (
     force_numbers,
     numbers_per_config_type,
     numbers_per_element,
+    stress_numbers,
 )
 from ase_bayesmlip.evaluation.intervals import Bootstrap, Estimate
-from ase_bayesmlip.metrics.errors import Errors
+from ase_bayesmlip.metrics.errors import STRESS, Errors, errors_of_stress
 from ase_bayesmlip.metrics.round_off import round_off_note
 
 FORMAT_VERSION = 1
@@ -35,7 +36,7 @@ class SetEvaluation:
     Attributes
     ----------
     comparison : Comparison
-    energies, forces : Errors or None
+    energies, forces, stress : Errors or None
         None where no frame has the label.
     numbers : dict of str to Estimate
     curves : dict of str to Estimate
@@ -46,6 +47,7 @@ class SetEvaluation:
     comparison: Comparison
     energies: Errors | None
     forces: Errors | None
+    stress: Errors | None
     numbers: dict[str, Estimate]
     curves: dict[str, Estimate]
     per_element: list[Group]
@@ -56,15 +58,19 @@ class SetEvaluation:
         """Frames evaluated, with or without labels."""
         return len(self.comparison.frames)
 
+    @property
+    def errors(self) -> dict[str, Errors | None]:
+        """Errors by the name that numbers have."""
+        return {"energy": self.energies, "forces": self.forces, "stress": self.stress}
+
     def to_json(self) -> dict[str, Any]:
         """Numbers under their documented keys, each beside its ``_ci``."""
         found: dict[str, Any] = {"n_frames": self.n_frames}
-        for what, errors in (("energy", self.energies), ("forces", self.forces)):
-            n_labelled = 0 if errors is None else len(np.unique(errors.frame))
-            found[f"n_frames_{what}"] = n_labelled
+        for what, errors in self.errors.items():
+            found[f"n_frames_{what}"] = n_labelled = n_frames_of(errors)
             law = None if errors is None else errors.law
             found[f"law_{what}"] = None if law is None else law.name
-            if law is not None:
+            if law is not None and what in self.curves:
                 key = f"calibration_error_floor_{what}"
                 found[key] = metrics.calibration_error_floor(n_labelled)
         found["n_atoms_forces"] = 0 if self.forces is None else len(self.forces.error)
@@ -92,31 +98,57 @@ class Evaluation:
     Attributes
     ----------
     test : SetEvaluation
-    ood, before, before_ood : SetEvaluation or None
-        The model on foreign frames; an earlier model (before calibration) on both sets.
-    detections : list of Detection
-        The headline score first; empty without an OOD set.
+    ood : dict of str to SetEvaluation
+        The model on foreign frames, by the name of the set.
+    before : SetEvaluation or None
+        An earlier model (before calibration) on the test set.
+    before_ood : dict of str to SetEvaluation
+        The same on foreign frames.
+    detections : dict of str to list of Detection
+        Of each foreign set, the headline score first.
     names : dict of str to str
-        ``"model"``, ``"test"``, ``"ood"``, ``"before"``: what a reader calls them.
+        ``"model"``, ``"test"``, ``"ood"`` (the first), ``"before"``: what a reader calls them.
     model : mapping
-        Facts on the model for the head of a report.
+        Facts on the model, for programs.
+    description : mapping of str to str
+        The same for the reader of a report.
     bootstrap : Bootstrap
     notes : list of str
         What could not be had or needs care.
     """
 
     test: SetEvaluation
-    ood: SetEvaluation | None
+    ood: dict[str, SetEvaluation]
     before: SetEvaluation | None
-    before_ood: SetEvaluation | None
-    detections: list[Detection]
+    before_ood: dict[str, SetEvaluation]
+    detections: dict[str, list[Detection]]
     names: dict[str, str]
     model: Mapping[str, Any]
+    description: Mapping[str, str]
     bootstrap: Bootstrap
     notes: list[str]
 
+    @property
+    def sets(self) -> dict[str, SetEvaluation]:
+        """The sets of the model itself by name, the test set first."""
+        return {self.names["test"]: self.test, **self.ood}
+
+    def columns(self) -> list[tuple[str, str, SetEvaluation]]:
+        """Set, stage ("before", "after" or, with one model, "") and content of each column."""
+        columns = []
+        before = {self.names["test"]: self.before, **self.before_ood}
+        for name, part in self.sets.items():
+            earlier = before.get(name)
+            if earlier is not None:
+                columns.append((name, "before", earlier))
+            columns.append((name, "after" if self.before is not None else "", part))
+        return columns
+
     def to_json(self) -> dict[str, Any]:
-        """The whole as plain data: numbers of the test set at the top, others below."""
+        """The whole as plain data: numbers of the test set at the top, others below.
+
+        The first foreign set is ``ood``; of several, ``ood_sets`` has all by name.
+        """
         found: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "ase_bayesmlip": __version__,
@@ -128,18 +160,32 @@ class Evaluation:
             "notes": self.notes,
             **self.test.to_json(),
         }
-        if self.detections:
-            found["ood_score"] = self.detections[0].score
-            found |= _flat(self.detections[0].numbers)
-            found["ood_scores"] = {d.score: _flat(d.numbers) for d in self.detections}
-        for name, part in (
-            ("ood", self.ood),
-            ("before", self.before),
-            ("before_ood", self.before_ood),
-        ):
-            if part is not None:
-                found[name] = part.to_json()
+        if self.before is not None:
+            found["before"] = self.before.to_json()
+        for name, part in self.ood.items():
+            of_set = {"ood": part.to_json(), **self._detection_json(name)}
+            if name in self.before_ood:
+                of_set["before_ood"] = self.before_ood[name].to_json()
+            if name == self.names["ood"]:
+                found |= of_set
+            if len(self.ood) > 1:
+                found.setdefault("ood_sets", {})[name] = {**of_set.pop("ood"), **of_set}
         return found
+
+    def _detection_json(self, name: str) -> dict[str, Any]:
+        detections = self.detections[name]
+        if not detections:
+            return {}
+        return {
+            "ood_score": detections[0].score,
+            **_flat(detections[0].numbers),
+            "ood_scores": {d.score: _flat(d.numbers) for d in detections},
+        }
+
+
+def n_frames_of(errors: Errors | None) -> int:
+    """How many frames have the label."""
+    return 0 if errors is None else len(np.unique(errors.frame))
 
 
 def evaluate_set(comparison: Comparison, name: str, bootstrap: Bootstrap) -> SetEvaluation:
@@ -167,23 +213,26 @@ def evaluate_set(comparison: Comparison, name: str, bootstrap: Bootstrap) -> Set
             forces = replace(forces, law=None)
         per_element = numbers_per_element(forces, own)
         per_config_type = numbers_per_config_type(forces, comparison, own)
+    numbers |= stress_numbers(comparison, own)
+    stress = errors_of_stress(comparison.results, comparison.frames, comparison.origin, STRESS)
     if any(estimate.interval is None for estimate in numbers.values()):
         own.note("one labelled frame: an interval is impossible, and `_ci` is null")
     for sentence in own.notes:
         bootstrap.note(f"{name}: {sentence}")
     return SetEvaluation(
-        comparison, energies, forces, numbers, curves, per_element, per_config_type
+        comparison, energies, forces, stress, numbers, curves, per_element, per_config_type
     )
 
 
 def evaluate(
     test: Comparison,
-    ood: Comparison | None = None,
+    ood: Comparison | Mapping[str, Comparison] | None = None,
     before: Comparison | None = None,
-    before_ood: Comparison | None = None,
+    before_ood: Comparison | Mapping[str, Comparison] | None = None,
     *,
     names: Mapping[str, str] | None = None,
     model: Mapping[str, Any] | None = None,
+    description: Mapping[str, str] | None = None,
     notes: list[str] | None = None,
     bootstrap: Bootstrap | None = None,
 ) -> Evaluation:
@@ -191,11 +240,13 @@ def evaluate(
 
     Parameters
     ----------
-    test, ood : Comparison
-        The model on a test set, and on frames that it should know to be foreign.
-    before, before_ood : Comparison
+    test : Comparison
+        The model on a test set.
+    ood : Comparison or mapping of str to Comparison
+        The model on frames that it should know to be foreign; several such sets by name.
+    before, before_ood
         Another model on the same frames, for instance the same before it was calibrated.
-    names, model, notes
+    names, model, description, notes
         For the report; see `Evaluation`.
 
     Returns
@@ -204,29 +255,32 @@ def evaluate(
     """
     bootstrap = bootstrap or Bootstrap()
     labels = {"model": "model", "test": "test", "ood": "OOD", "before": "before", **(names or {})}
-    parts = {
-        key: None if part is None else evaluate_set(part, title, bootstrap)
-        for key, part, title in (
-            ("test", test, "test set"),
-            ("ood", ood, "OOD set"),
-            ("before", before, "test set, before"),
-            ("before_ood", before_ood, "OOD set, before"),
-        )
-    }
-    first = parts["test"]
-    assert first is not None
-    detections = [] if ood is None else detect(test, ood, bootstrap)
+    foreign, earlier = (_by_name(sets, labels["ood"]) for sets in (ood, before_ood))
+    if labels["test"] in foreign:
+        raise ValueError(f"{labels['test']!r} names the test set and a foreign one; rename either")
+    if foreign:
+        labels["ood"] = next(iter(foreign))
+    own = evaluate_set(test, "test set", bootstrap)
+    found = {name: evaluate_set(part, name, bootstrap) for name, part in foreign.items()}
+    compared = None if before is None else evaluate_set(before, "test set, before", bootstrap)
     return Evaluation(
-        first,
-        parts["ood"],
-        parts["before"],
-        parts["before_ood"],
-        detections,
+        own,
+        found,
+        compared,
+        {name: evaluate_set(part, f"{name}, before", bootstrap) for name, part in earlier.items()},
+        {name: detect(test, part, bootstrap) for name, part in foreign.items()},
         labels,
         model or {},
+        description or {},
         bootstrap,
         [*(notes or []), *bootstrap.notes],
     )
+
+
+def _by_name(
+    sets: Comparison | Mapping[str, Comparison] | None, name: str
+) -> Mapping[str, Comparison]:
+    return sets if isinstance(sets, Mapping) else {} if sets is None else {name: sets}
 
 
 def _flat(numbers: Mapping[str, Estimate]) -> dict[str, Any]:

@@ -12,6 +12,9 @@ from ase import Atoms
 from ase_bayesmlip.metrics.laws import PredictiveLaw
 from ase_bayesmlip.metrics.origin import Origin, law_of
 
+# Indices of the components of a stress in ASE's Voigt order.
+VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
+
 # Relative: by how much a stated total may differ from the sum of its parts.
 _ROUND_OFF = 1e-6
 
@@ -34,6 +37,10 @@ class Frame(Protocol):
     @property
     def source(self) -> str:
         """Where it was read, for messages."""
+
+    @property
+    def stress(self) -> np.ndarray | None:
+        """Stress, (3, 3), eV/Å³, with ASE's sign."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,6 +203,48 @@ def errors_of_forces(
     frame = np.repeat(known, [len(frames[k].atoms) for k in known])
     numbers = np.concatenate([frames[k].atoms.numbers for k in known]).astype(np.int64)
     return _errors(given, "forces_cov", error, frame, origin, atomic_numbers=numbers)
+
+
+# Rows that make components and the pressure of a stress in ASE's Voigt order and sign.
+STRESS = np.eye(6)
+PRESSURE = -np.array([[1.0, 1.0, 1.0, 0.0, 0.0, 0.0]]) / 3.0
+
+
+def errors_of_stress(
+    results: Sequence[Mapping[str, Any]],
+    frames: Sequence[Frame],
+    origin: Origin,
+    rows: np.ndarray,
+) -> Errors | None:
+    """Errors of components of the stress, one by one; None if no frame with a cell has the label.
+
+    Their covariance is the epistemic part, the only one that there is. What vanishes by symmetry
+    in label, prediction and error bar is left out.
+
+    Parameters
+    ----------
+    rows : ndarray, (m, 6)
+        `STRESS`, `PRESSURE` or other combinations of the Voigt components.
+    """
+    labels = [frame.stress for frame in frames]
+    known = [k for k, label in enumerate(labels) if label is not None and "stress" in results[k]]
+    if not known:
+        return None
+    given = [results[k] for k in known]
+    label = np.array([np.asarray(labels[k])[VOIGT] for k in known])
+    error = (label - np.array([result["stress"] for result in given])) @ rows.T
+    frame, covariance = np.repeat(known, len(rows)), None
+    if all("stress_cov" in result for result in given):
+        covariance = np.einsum("ma,nab,mb->nm", rows, [r["stress_cov"] for r in given], rows)
+        covariance = covariance.reshape(-1, 1, 1)
+    found = Errors(error.reshape(-1, 1), covariance, None, frame)
+    if covariance is None:
+        return replace(found, why_no_law="the model states no stress_cov")
+    law, why = law_of(origin, covariance, is_spread=True)
+    if origin.n_draws:  # unlike those of energies, variances of stress are those of the draws
+        law = PredictiveLaw(n_draws=origin.n_draws)
+    sizes = np.abs(found.error[:, 0]) + np.sqrt(covariance[:, 0, 0])
+    return replace(found, law=law, why_no_law=why).take(sizes > _ROUND_OFF * sizes.max())
 
 
 def _errors(

@@ -1,52 +1,66 @@
-"""The figures of an evaluation, put together from the panels of `evaluation` and `structure`."""
+"""The figures of an evaluation, put together from `panels` and `structure`."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from ase.units import GPa
 
 from ase_bayesmlip import metrics
 from ase_bayesmlip.evaluation import Errors, Evaluation, SetEvaluation
 from ase_bayesmlip.evaluation.estimates import CURVE_LEVELS
+from ase_bayesmlip.metrics.errors import VOIGT
+from ase_bayesmlip.report.grid import COLORS, colors_of, grid, titled
 from ase_bayesmlip.report.panels import (
+    legend_of_bands,
     plot_calibration,
     plot_coverage,
     plot_error_against_sigma,
     plot_error_retention,
     plot_intervals,
+    plot_parity,
     plot_roc,
     plot_scores,
 )
 from ase_bayesmlip.report.structure import structures_figure
-from ase_bayesmlip.report.style import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE, VERMILLION
+from ase_bayesmlip.report.style import STYLE
 from ase_bayesmlip.scores import SCORE_UNITS
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from collections.abc import Callable
+
     from matplotlib.figure import Figure
 
 BANDS = (0.70, 0.90, 0.99)
 LEVEL = 0.9
 MAX_INTERVALS = 400
-SCORE_COLORS = (VERMILLION, BLUE, GREEN, PURPLE, ORANGE)
-INCH = 2.75
+# In a row of panels.
+COLUMNS = 3
+
+# Of each quantity: what it is called, and its unit where it is drawn.
+WORDS = {
+    "energy": ("energies", "meV/atom"),
+    "forces": ("force components", "meV/Å"),
+    "stress": ("stress components", "GPa"),
+}
 
 
-def evaluation_figures(evaluation: Evaluation) -> dict[str, Figure]:
-    """Every figure that the evaluation has data for, by name.
+def evaluation_figures(evaluation: Evaluation, columns: int = COLUMNS) -> dict[str, Figure]:
+    """Every figure that the evaluation has data for, by name, with so many panels in a row.
 
     Returns
     -------
     dict of str to Figure
-        ``error_against_sigma``, ``calibration``, ``intervals``, ``coverage``, ``error_retention``,
-        ``ood_detection`` and ``structure``; draw them with `render`.
+        ``parity``, ``error_against_sigma``, ``calibration``, ``intervals``, ``coverage``,
+        ``error_retention``, ``ood_detection`` and ``structure``; draw them with `render`.
     """
     import matplotlib as mpl
 
-    makers: dict[str, Callable[[Evaluation], Figure | None]] = {
+    makers: dict[str, Callable[[Evaluation, int], Figure | None]] = {
+        "parity": _parity,
         "error_against_sigma": _error_against_sigma,
         "calibration": _calibration,
         "intervals": _intervals,
@@ -58,7 +72,7 @@ def evaluation_figures(evaluation: Evaluation) -> dict[str, Figure]:
     figures = {}
     with mpl.rc_context(STYLE):
         for name, make in makers.items():
-            figure = make(evaluation)
+            figure = make(evaluation, columns)
             if figure is not None:
                 figures[name] = figure
     return figures
@@ -76,84 +90,88 @@ def render(figure: Figure, form: str) -> bytes:
     return buffer.getvalue()
 
 
-def _axes(n_rows: int, n_columns: int, width: float = INCH, height: float = INCH) -> Any:
-    from matplotlib.figure import Figure
+def _parity(evaluation: Evaluation, columns: int) -> Figure | None:
+    panels = []
+    for what, (words, unit) in WORDS.items():
+        for name, part in evaluation.sets.items():
+            if part.errors[what] is None:
+                continue
+            label, prediction = _labels_and_predictions(part, what)
+            values = np.concatenate([label, prediction])
+            margin = 0.04 * max(float(np.ptp(values)), 1e-9)
+            limits = (float(values.min()) - margin, float(values.max()) + margin)
+            data = {"label": label, "prediction": prediction, "limits": limits, "what": words}
+            data |= {"unit": unit, "color": colors_of(evaluation)[name]}
+            panels.append(partial(titled, name, plot_parity, data))
+    return grid(panels, columns)
 
-    figure = Figure(figsize=(n_columns * width, n_rows * height), layout="constrained")
-    return figure, figure.subplots(n_rows, n_columns, squeeze=False)
+
+def _labels_and_predictions(part: SetEvaluation, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """Of one quantity, (n,) each; energies per atom from the mean of the labels on."""
+    frames, results = part.comparison.frames, part.comparison.results
+    errors = part.errors[what]
+    assert errors is not None
+    known = np.unique(errors.frame)
+    if what == "stress":
+        label = np.concatenate([np.asarray(frames[k].stress)[VOIGT] for k in known]) / GPa
+        return label, np.concatenate([results[k]["stress"] for k in known]) / GPa
+    if what == "forces":
+        label = np.concatenate([np.ravel(frames[k].forces) for k in known])
+    else:
+        assert errors.n_atoms is not None
+        label = np.array([frames[k].energy for k in known]) / errors.n_atoms
+    error = _components(errors)[0]
+    label = 1e3 * (label - label.mean() * (what == "energy"))
+    return label, label - error
 
 
-def _sets(evaluation: Evaluation) -> list[tuple[str, str, SetEvaluation]]:
-    """Name, colour and content of the sets of the model itself."""
-    sets = [(evaluation.names["test"], BLUE, evaluation.test)]
-    if evaluation.ood is not None:
-        sets.append((evaluation.names["ood"], VERMILLION, evaluation.ood))
-    return sets
-
-
-def _components(errors: Errors, what: str) -> tuple[np.ndarray, np.ndarray, str]:
-    """Scalar errors and deviations of energies per atom (meV) or of force components (meV/Å)."""
+def _components(errors: Errors) -> tuple[np.ndarray, np.ndarray]:
+    """Scalar errors, and deviations if there are any, in the units of `WORDS`; (n,) each."""
+    scale = np.float64(1e3) if errors.n_atoms is None else 1e3 / errors.n_atoms[:, None]
     covariance = errors.covariance
-    assert covariance is not None
+    if covariance is None:
+        return (scale * errors.error).ravel(), np.zeros(0)
     if errors.law is not None:
         covariance = errors.law.shape(covariance)
     deviation = np.sqrt(np.einsum("ncc->nc", covariance))
-    scale = np.float64(1e3) if errors.n_atoms is None else 1e3 / errors.n_atoms[:, None]
-    unit = "meV/atom" if what == "energy" else "meV/Å"
-    return (scale * errors.error).ravel(), (scale * deviation).ravel(), unit
+    return (scale * errors.error).ravel(), (scale * deviation).ravel()
 
 
 def _with_error_bars(evaluation: Evaluation, what: str) -> list[tuple[str, str, Errors]]:
-    found = []
-    for name, color, part in _sets(evaluation):
-        errors = part.energies if what == "energy" else part.forces
-        if errors is not None and errors.covariance is not None and (errors.std > 0).all():
-            found.append((name, color, errors))
-    return found
+    """Name, colour and errors of the sets that have error bars."""
+    return [
+        (name, colors_of(evaluation)[name], errors)
+        for name, part in evaluation.sets.items()
+        if (errors := part.errors[what]) is not None
+        and errors.covariance is not None
+        and (errors.std > 0).all()
+    ]
 
 
-def _rows(evaluation: Evaluation) -> list[tuple[str, list[tuple[str, str, Errors]]]]:
-    rows = [(what, _with_error_bars(evaluation, what)) for what in ("energy", "forces")]
-    return [(what, sets) for what, sets in rows if sets]
-
-
-def _error_against_sigma(evaluation: Evaluation) -> Figure | None:
-    rows = _rows(evaluation)
-    if not rows:
-        return None
-    figure, axes = _axes(len(rows), max(len(sets) for _, sets in rows))
-    for (what, sets), row in zip(rows, axes, strict=True):
-        numbers = [_components(errors, what) for _, _, errors in sets]
-        sigma = np.concatenate([deviation for _, deviation, _ in numbers])
-        error = np.abs(np.concatenate([e for e, _, _ in numbers]))
+def _error_against_sigma(evaluation: Evaluation, columns: int) -> Figure | None:
+    panels = []
+    for what in ("energy", "forces"):
+        sets = _with_error_bars(evaluation, what)
+        if not sets:
+            continue
+        numbers = [_components(errors) for _, _, errors in sets]
+        sigma = np.concatenate([deviation for _, deviation in numbers])
+        error = np.abs(np.concatenate([e for e, _ in numbers]))
         limits = (
             *(float(sigma.min()) / 1.15, float(sigma.max()) * 1.15),
             *(float(np.median(error)) / 60, float(max(error.max(), sigma.max())) * 1.5),
         )
-        for (name, color, errors), (e, deviation, unit), ax in zip(
-            sets, numbers, row, strict=False
-        ):
+        words, unit = WORDS[what]
+        for (name, color, errors), (e, deviation) in zip(sets, numbers, strict=True):
             bands = {} if errors.law is None else _bands(errors)
             data = {"sigma": deviation, "error": np.abs(e), "bands": bands, "color": color}
-            plot_error_against_sigma(ax, data | {"unit": unit, "limits": limits})
-            subject = "energies" if what == "energy" else "force components"
-            ax.set_title(name, fontsize=9)
-            ax.text(0.03, 0.97, f"{len(e)} {subject}", transform=ax.transAxes, va="top", fontsize=8)
-        if bands:
-            _legend_of_bands(row[0])
-        for ax in row[len(sets) :]:
-            ax.set_axis_off()
+            data |= {"unit": unit, "limits": limits}
+            title = f"{name}\n{len(e)} {words}"
+            panels.append(partial(titled, title, plot_error_against_sigma, data))
+    figure = grid(panels, columns)
+    if figure is not None and figure.axes[0].get_legend_handles_labels()[0]:
+        legend_of_bands(figure.axes[0])
     return figure
-
-
-def _legend_of_bands(ax: Axes) -> None:
-    legend = ax.legend(
-        loc="lower right", title="expected", title_fontsize=8, handlelength=1.2,
-        frameon=True, framealpha=0.7, edgecolor="none",
-    )  # fmt: skip
-    for patch in legend.get_patches():
-        patch.set_edgecolor(GREY)  # the lightest band is hardly seen on white
-        patch.set_linewidth(0.5)
 
 
 def _bands(errors: Errors) -> dict[float, tuple[float, float]]:
@@ -168,67 +186,51 @@ def _bands(errors: Errors) -> dict[float, tuple[float, float]]:
     }
 
 
-def _calibration(evaluation: Evaluation) -> Figure | None:
-    test, before = evaluation.test, evaluation.before
-    panels = [w for w in ("energy", "forces") if w in test.curves or _in(evaluation.ood, w)]
-    if not panels:
-        return None
-    n_curves = sum(
-        part is not None for part in (test, evaluation.ood, before, evaluation.before_ood)
-    )
-    figure, axes = _axes(1, len(panels), 3.1, 3.3 + 0.18 * n_curves)  # legends stand below
-    after = ", after" if before is not None else ""
-    parts = [
-        (evaluation.names["test"] + ", before", BLUE, "--", before),
-        (evaluation.names["test"] + after, BLUE, "-", test),
-        (evaluation.names["ood"] + ", before", VERMILLION, "--", evaluation.before_ood),
-        (evaluation.names["ood"] + after, VERMILLION, "-", evaluation.ood),
-    ]
-    for what, ax in zip(panels, axes[0], strict=True):
-        curves = []
-        for name, color, line, part in parts:
-            if part is None or what not in part.curves:
-                continue
-            ce = float(part.numbers[f"calibration_error_{what}"].value)
-            curve = part.curves[what]
-            curves.append(
-                {"expected": CURVE_LEVELS, "observed": curve.value, "band": curve.interval}
-                | {"label": f"{name}: CE {ce:.2g}", "color": color, "linestyle": line}
-            )
-        plot_calibration(ax, {"curves": curves})
+def _calibration(evaluation: Evaluation, columns: int) -> Figure | None:
+    panels = []
+    for what, title in (("energy", "energies"), ("forces", "forces (3D regions)")):
+        curves = [
+            _curve(what, f"{name}, {stage}" if stage else name, part)
+            | {
+                "color": colors_of(evaluation)[name],
+                "linestyle": "--" if stage == "before" else "-",
+            }
+            for name, stage, part in evaluation.columns()
+            if what in part.curves
+        ]
+        if curves:
+            panels.append(partial(titled, title, plot_calibration, {"curves": curves}))
+    figure = grid(panels, columns, 3.1, 3.3 + 0.18 * len(evaluation.columns()))
+    for ax in () if figure is None else figure.axes:  # legends stand below
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=8, handlelength=2)
-        ax.set_title("energies" if what == "energy" else "forces (3D regions)", fontsize=9)
     return figure
 
 
-def _in(part: SetEvaluation | None, what: str) -> bool:
-    return part is not None and what in part.curves
+def _curve(what: str, name: str, part: SetEvaluation) -> dict[str, Any]:
+    curve, ce = part.curves[what], float(part.numbers[f"calibration_error_{what}"].value)
+    values = {"expected": CURVE_LEVELS, "observed": curve.value, "band": curve.interval}
+    return {**values, "label": f"{name}: CE {ce:.2g}"}
 
 
-def _intervals(evaluation: Evaluation) -> Figure | None:
-    rows = [(what, [s for s in sets if s[2].law is not None]) for what, sets in _rows(evaluation)]
-    rows = [(what, sets) for what, sets in rows if sets]
-    if not rows:
-        return None
-    figure, axes = _axes(len(rows), max(len(sets) for _, sets in rows), 3.1, 2.4)
-    for (what, sets), row in zip(rows, axes, strict=True):
-        for (name, color, errors), ax in zip(sets, row, strict=False):
-            assert errors.law is not None
-            e, deviation, unit = _components(errors, what)
+def _intervals(evaluation: Evaluation, columns: int) -> Figure | None:
+    panels = []
+    for what in ("energy", "forces"):
+        for name, color, errors in _with_error_bars(evaluation, what):
+            if errors.law is None:
+                continue
+            e, deviation = _components(errors)
             half = deviation * float(errors.law.interval_factor(LEVEL))
-            subject = "energies" if what == "energy" else "force components"
-            data = {"error": e, "half_width": half, "level": LEVEL, "what": subject, "unit": unit}
-            plot_intervals(ax, data | {"color": color, "max_points": MAX_INTERVALS})
-            ax.set_title(f"{name}: {100 * LEVEL:g} % intervals", fontsize=9)
-        for ax in row[len(sets) :]:
-            ax.set_axis_off()
-    return figure
+            data = {"error": e, "half_width": half, "level": LEVEL, "what": WORDS[what][0]}
+            data |= {"unit": WORDS[what][1], "color": color, "max_points": MAX_INTERVALS}
+            title = f"{name}: {100 * LEVEL:g} % intervals"
+            panels.append(partial(titled, title, plot_intervals, data))
+    return grid(panels, columns, 3.1, 2.4)
 
 
-def _coverage(evaluation: Evaluation) -> Figure | None:
+def _coverage(evaluation: Evaluation, columns: int) -> Figure | None:
     rows = []
     key = f"coverage_{100 * LEVEL:g}_forces"
-    for name, color, part in _sets(evaluation):
+    for name, part in evaluation.sets.items():
         kinds = part.per_config_type if len(part.per_config_type) > 1 else []
         for group in [*part.per_element, *kinds]:
             if key in group.numbers:
@@ -236,19 +238,14 @@ def _coverage(evaluation: Evaluation) -> Figure | None:
                 label = f"{name}, {group.name} (n = {group.n_atoms})"
                 rows.append(
                     {"label": label, "value": found.value, "interval": found.interval}
-                    | {"color": color}
+                    | {"color": colors_of(evaluation)[name]}
                 )
-    if not rows:
-        return None
-    figure, axes = _axes(1, 1, 5.2, 0.9 + 0.24 * len(rows))
-    plot_coverage(axes[0, 0], {"rows": rows, "level": LEVEL})
-    return figure
+    draw = partial(plot_coverage, data={"rows": rows, "level": LEVEL})
+    return grid([draw] if rows else [], 1, 5.2 if columns > 1 else 4.2, 0.9 + 0.24 * len(rows))
 
 
-def _error_retention(evaluation: Evaluation) -> Figure | None:
+def _error_retention(evaluation: Evaluation, columns: int) -> Figure | None:  # noqa: ARG001
     sets = _with_error_bars(evaluation, "forces")
-    if not sets:
-        return None
     curves = []
     for name, color, errors in sets:
         size = np.linalg.norm(errors.error, axis=1)
@@ -258,45 +255,55 @@ def _error_retention(evaluation: Evaluation) -> Figure | None:
             {"fraction": fraction, "error": error / size.mean(), "best": best / size.mean()}
             | {"label": name, "color": color}
         )
-    figure, axes = _axes(1, 1, 3.1, 2.9)
-    plot_error_retention(axes[0, 0], {"curves": curves})
-    axes[0, 0].legend(loc="upper left", handlelength=1.6)
+    figure = grid([partial(plot_error_retention, data={"curves": curves})] if sets else [], 1, 3.1)
+    if figure is not None:
+        figure.axes[0].legend(loc="upper left", handlelength=1.6)
     return figure
 
 
-def _ood_detection(evaluation: Evaluation) -> Figure | None:
-    if not evaluation.detections:
+def _ood_detection(evaluation: Evaluation, columns: int) -> Figure | None:
+    detections = {name: found for name, found in evaluation.detections.items() if found}
+    if not detections:
         return None
-    figure, axes = _axes(1, 2, 3.3, 3.9)
-    curves = []
-    for k, found in enumerate(evaluation.detections):
-        false_positive, true_positive = metrics.roc_curve(found.known, found.foreign)
-        area = float(found.numbers["auroc_ood"].value)
-        curves.append(
-            {"false_positive": false_positive, "true_positive": true_positive}
-            | {"label": f"{found.score}: AUROC {area:.3f}", "color": SCORE_COLORS[k % 5]}
-            | {"linewidth": 2.0 if k == 0 else 1.1}
+    # Of one foreign set every score; of several the headline score of each.
+    if len(detections) == 1:
+        found = next(iter(detections.values()))
+        curves = {d.score: (d, COLORS[k % len(COLORS)]) for k, d in enumerate(found)}
+    else:
+        curves = {name: (d[0], colors_of(evaluation)[name]) for name, d in detections.items()}
+    drawn = []
+    for k, (label, (found_by, color)) in enumerate(curves.items()):
+        false_positive, true_positive = metrics.roc_curve(found_by.known, found_by.foreign)
+        area = float(found_by.numbers["auroc_ood"].value)
+        drawn.append(
+            {"false_positive": false_positive, "true_positive": true_positive, "color": color}
+            | {"label": f"{label}: {area:.3f}", "linewidth": 2.0 if k == 0 else 1.1}
         )
-    plot_roc(axes[0, 1], {"curves": curves})
-    figure.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside lower right", ncols=2)
-    first = evaluation.detections[0]
+    first = next(iter(detections.values()))[0]
     unit, scale = SCORE_UNITS.get(first.score, "eV" if "energy" in first.score else "eV/Å"), 1.0
     if unit == "eV/Å":
         unit, scale = "meV/Å", 1e3
+    scores = {evaluation.names["test"]: first.known}
+    scores |= {name: found[0].foreign for name, found in detections.items()}
     sets = [
-        {"scores": scale * first.known, "label": evaluation.names["test"], "color": BLUE},
-        {"scores": scale * first.foreign, "label": evaluation.names["ood"], "color": VERMILLION},
+        {"scores": scale * values, "label": name, "color": colors_of(evaluation)[name]}
+        for name, values in scores.items()
     ]
-    plot_scores(axes[0, 0], {"sets": sets, "unit": unit})
-    axes[0, 0].set_title(first.score, fontsize=9)
-    axes[0, 0].legend(loc="upper right")
+    panels = [
+        partial(titled, first.score, plot_scores, {"sets": sets, "unit": unit}),
+        partial(titled, "area under the curve below", plot_roc, {"curves": drawn}),
+    ]
+    figure = grid(panels, columns, 3.3, 3.1 + 0.18 * len(drawn))
+    assert figure is not None
+    for ax in figure.axes:
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=8, handlelength=1.6)
     return figure
 
 
-def _structure(evaluation: Evaluation) -> Figure | None:
+def _structure(evaluation: Evaluation, columns: int) -> Figure | None:
     """A typical frame of each set; of the foreign ones also the least certain."""
     chosen = []
-    for name, _, part in _sets(evaluation):
+    for name, part in evaluation.sets.items():
         results = part.comparison.results
         if any("forces_cov" not in result for result in results):
             return None
@@ -304,11 +311,11 @@ def _structure(evaluation: Evaluation) -> Figure | None:
         worst = np.array([np.max(value) for value in values])
         order = np.argsort(worst, kind="stable")
         picks = [("median", order[(len(order) - 1) // 2])]
-        if part is evaluation.ood and len(order) > 2:
+        if part is not evaluation.test and len(order) > 2:
             picks.append(("largest", order[-1]))
         for word, k in picks:
             chosen.append((f"{name}, {word}", part.comparison.frames[k].atoms, 1e3 * values[k]))
-    return structures_figure(chosen)
+    return structures_figure(chosen, columns)
 
 
 def _atom_sigma(result: Any) -> np.ndarray:

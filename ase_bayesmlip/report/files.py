@@ -45,7 +45,9 @@ def write_evaluation(
         drawn = evaluation_figures(evaluation)
         images = {name: render(figure, "png") for name, figure in drawn.items()}
         if report:
-            files[report] = html_report(evaluation, images).encode()
+            narrow = evaluation_figures(evaluation, columns=1)
+            small = {name: render(figure, "png") for name, figure in narrow.items()}
+            files[report] = html_report(evaluation, images, small).encode()
         if figures:
             for name, figure in drawn.items():
                 files[figures / f"{name}.png"] = images[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping
 from html import escape
 
@@ -11,6 +12,7 @@ import numpy as np
 from ase_bayesmlip._version import __version__
 from ase_bayesmlip.evaluation import Estimate, Evaluation, SetEvaluation
 from ase_bayesmlip.evaluation.estimates import Group
+from ase_bayesmlip.evaluation.evaluate import n_frames_of
 from ase_bayesmlip.metrics import calibration_error_floor
 
 # Key -> words of a row, and what a reader should compare the number with.
@@ -38,6 +40,14 @@ ROWS = {
     "spearman_forces": ("Spearman of |error| and error bar, forces", "next row"),
     "spearman_forces_if_exact": ("&emsp;if the error bars were exact", "redrawn errors"),
     "retention_ratio_forces": ("Error-retention ratio, forces", "0: best order, 1: none"),
+    "stress_rmse_GPa": ("Stress RMSE, GPa", "of components"),
+    "stress_sigma_GPa": ("Stress error bar (RMS, epistemic), GPa", "the RMSE, if calibrated"),
+    "coverage_50_stress": ("Coverage of 50 % intervals, stress", "0.50"),
+    "coverage_90_stress": ("Coverage of 90 % intervals, stress", "0.90"),
+    "pressure_rmse_GPa": ("Pressure RMSE, GPa", ""),
+    "pressure_sigma_GPa": ("Pressure error bar (RMS, epistemic), GPa", "the RMSE, if calibrated"),
+    "coverage_50_pressure": ("Coverage of 50 % intervals, pressure", "0.50"),
+    "coverage_90_pressure": ("Coverage of 90 % intervals, pressure", "0.90"),
 }
 GROUP_COLUMNS = (
     ("forces_rmse_meV_per_A", "force RMSE, meV/Å"),
@@ -48,48 +58,84 @@ GROUP_COLUMNS = (
 )
 DETECTION_COLUMNS = (("auroc_ood", "AUROC"), ("aupr_ood", "AUPR"), ("fpr95_ood", "FPR95"))
 
+# Figure -> heading and caption.
 CAPTIONS = {
-    "error_against_sigma": "Size of the error against the error bar. Grey: where the central 70, "
-    "90 and 99 % of the errors should lie; dashed: error = error bar. Clouds above the grey mean "
-    "error bars that are too small.",
-    "calibration": "Calibration curves: what fraction of the labels lies in the regions of each "
-    "expected confidence level. Above the diagonal the error bars are too wide, below it too "
-    "narrow. Bands: bootstrap by frame.",
-    "intervals": "Errors within their 90 % intervals, from the narrowest to the widest. Orange: "
-    "outside; triangles: beyond the frame. Force components are a sample, the count is of all.",
-    "coverage": "Coverage of the 90 % regions of forces by element and kind of frame, with "
-    "bootstrap intervals by frame.",
-    "error_retention": "Mean force error that remains when the least certain atoms are "
-    "recalculated. Dashed: the best possible order, by the true error.",
-    "ood_detection": "Left: the headline score of known and foreign frames. Right: how many "
-    "foreign frames a threshold flags for how many false alarms; grey line: 95 %.",
-    "structure": "Atoms coloured by their error bar: the median frame of each set and the least "
-    "certain foreign frame.",
+    "parity": (
+        "Predictions against labels",
+        "Energies per atom are counted from the mean of the labels of their set.",
+    ),
+    "error_against_sigma": (
+        "Size of the error against the error bar",
+        "Grey: where the central 70, 90 and 99 % of the errors should lie; dashed: error = error "
+        "bar. Clouds above the grey mean error bars that are too small.",
+    ),
+    "calibration": (
+        "Calibration curves",
+        "What fraction of the labels lies in the regions of each expected confidence level. Above "
+        "the diagonal the error bars are too wide, below it too narrow. Bands: bootstrap by frame.",
+    ),
+    "intervals": (
+        "Errors within their 90 % intervals",
+        "From the narrowest to the widest. Orange: outside; triangles: beyond the frame. Force "
+        "components are a sample, the count is of all.",
+    ),
+    "coverage": (
+        "Coverage by element and kind of frame",
+        "Of the 90 % regions of forces, with bootstrap intervals by frame.",
+    ),
+    "error_retention": (
+        "What is left when the least certain atoms are recalculated",
+        "Mean force error. Dashed: the best possible order, by the true error.",
+    ),
+    "ood_detection": (
+        "Telling foreign frames from known ones",
+        "First the score of the frames; then how many foreign frames a threshold flags for how "
+        "many false alarms (grey line: 95 %).",
+    ),
+    "structure": (
+        "Where the error bars are",
+        "Atoms coloured by their error bar: the median frame of each set and the least certain "
+        "foreign frame.",
+    ),
 }
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
-       color: #1b1b1b; }
+       color: #1b1b1b; overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+h3 { font-size: 1rem; margin: 1.6rem 0 .2rem; }
 table { border-collapse: collapse; font-size: 13.5px; }
 th, td { padding: .22rem .8rem .22rem 0; text-align: left; border-bottom: 1px solid #ddd;
-         vertical-align: top; }
+         vertical-align: top; overflow-wrap: normal; }
 thead th { border-bottom: 2px solid #444; }
 td.n { font-variant-numeric: tabular-nums; white-space: nowrap; }
-small { color: #666; } figure { margin: 1rem 0 1.6rem; } img { max-width: 100%; }
+small { color: #666; } figure { margin: .4rem 0 1.6rem; } img { max-width: 100%; }
 figcaption { font-size: 13.5px; color: #444; max-width: 50rem; }
 ul.notes { background: #fff5e0; border-left: 4px solid #d55e00; padding: .6rem 1rem .6rem 2rem; }
+@media (max-width: 620px) {
+  table, tbody, tr, th, td { display: block; border: 0; padding: 0; }
+  thead { display: none; }
+  tr { border-bottom: 1px solid #ddd; padding: .35rem 0; }
+  td[data-of] { display: flex; justify-content: space-between; gap: 1rem; }
+  td[data-of]::before { content: attr(data-of); color: #666; }
+  th { overflow-wrap: anywhere; }
+  img { width: 100% !important; }
+}
 """
 
 
-def html_report(evaluation: Evaluation, images: Mapping[str, bytes]) -> str:
+def html_report(
+    evaluation: Evaluation,
+    images: Mapping[str, bytes],
+    narrow: Mapping[str, bytes] | None = None,
+) -> str:
     """The whole report as text.
 
     Parameters
     ----------
     evaluation : Evaluation
-    images : mapping of str to bytes
-        PNG content by the name of the figure, see `report.figures`.
+    images, narrow : mapping of str to bytes
+        PNG content by the name of the figure, see `report.figures`; the latter for narrow screens.
 
     Returns
     -------
@@ -105,7 +151,7 @@ def html_report(evaluation: Evaluation, images: Mapping[str, bytes]) -> str:
         _main_table(evaluation),
         _reading_guide(evaluation),
     ]
-    if evaluation.detections:
+    if any(evaluation.detections.values()):
         parts += ["<h2>Foreign frames against known ones</h2>", _detection_table(evaluation)]
     for title, attribute in (("element", "per_element"), ("kind of frame", "per_config_type")):
         groups = [
@@ -114,10 +160,12 @@ def html_report(evaluation: Evaluation, images: Mapping[str, bytes]) -> str:
         if groups:
             parts += [f"<h2>Forces by {title}</h2>", _group_table(groups, title)]
     parts.append("<h2>Figures</h2>")
-    parts += [_figure(name, content) for name, content in images.items()]
+    small = narrow or {}
+    parts += [_figure(name, content, small.get(name)) for name, content in images.items()]
     body = "\n".join(part for part in parts if part)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Evaluation of {escape(names['model'])}</title><style>{STYLE}</style></head>\n"
         f"<body>\n{body}\n</body></html>\n"
     )
@@ -125,27 +173,36 @@ def html_report(evaluation: Evaluation, images: Mapping[str, bytes]) -> str:
 
 def _columns(evaluation: Evaluation) -> list[tuple[str, SetEvaluation]]:
     """Title and content of each column of a table."""
-    names = evaluation.names
-    after = ", after" if evaluation.before is not None else ""
-    columns = [
-        (f"{names['test']}, before", evaluation.before),
-        (names["test"] + after, evaluation.test),
-        (f"{names['ood']}, before", evaluation.before_ood),
-        (names["ood"] + after, evaluation.ood),
+    return [
+        (f"{name}, {stage}" if stage else name, part) for name, stage, part in evaluation.columns()
     ]
-    return [(title, part) for title, part in columns if part is not None]
 
 
 def _facts(evaluation: Evaluation) -> str:
-    facts = {name: str(value) for name, value in evaluation.model.items()}
-    facts["test set"] = f"{evaluation.names['test']}, {evaluation.test.n_frames} frames"
-    if evaluation.ood is not None:
-        facts["OOD set"] = f"{evaluation.names['ood']}, {evaluation.ood.n_frames} frames"
+    facts = dict(evaluation.description or {k: str(v) for k, v in evaluation.model.items()})
+    for k, (name, part) in enumerate(evaluation.sets.items()):
+        title = f"foreign frames {k}" if len(evaluation.ood) > 1 else "foreign frames"
+        facts[title if k else "test frames"] = f"{name}, {part.n_frames} frames"
     if evaluation.before is not None:
         facts["compared with"] = evaluation.names["before"]
     facts["made by"] = f"ase_bayesmlip {__version__}"
     rows = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in facts.items())
     return f"<table>{rows}</table>"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    """A table of HTML cells; below each other, with their titles, where a screen is narrow."""
+    titles = "".join(f"<th>{title}</th>" for title in head)
+    lines = []
+    for first, *cells in rows:
+        named = (
+            f'<td class="n" data-of="{re.sub("<[^>]*>", "", title)}">{cell}</td>'
+            if cell
+            else "<td></td>"
+            for title, cell in zip(head[1:], cells, strict=True)
+        )
+        lines.append(f"<tr><th>{first}</th>{''.join(named)}</tr>")
+    return f"<table><thead><tr>{titles}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
 def _notes(evaluation: Evaluation) -> str:
@@ -157,21 +214,21 @@ def _notes(evaluation: Evaluation) -> str:
 
 def _main_table(evaluation: Evaluation) -> str:
     columns = _columns(evaluation)
-    head = "".join(f"<th>{escape(title)}</th>" for title, _ in columns)
-    rows = [f"<thead><tr><th></th>{head}<th>compare with</th></tr></thead>"]
+    rows = []
     for words, count in (
-        ("n frames with energy", lambda p: 0 if p.energies is None else len(p.energies.error)),
-        ("n frames with forces", lambda p: 0 if p.forces is None else len(set(p.forces.frame))),
+        ("n frames with energy", lambda p: n_frames_of(p.energies)),
+        ("n frames with forces", lambda p: n_frames_of(p.forces)),
         ("n atoms with forces", lambda p: 0 if p.forces is None else len(p.forces.error)),
+        ("n frames with stress", lambda p: n_frames_of(p.stress)),
     ):
-        cells = "".join(f'<td class="n">{count(part)}</td>' for _, part in columns)
-        rows.append(f"<tr><td>{words}</td>{cells}<td></td></tr>")
+        counts = [count(part) for _, part in columns]
+        if any(counts):
+            rows.append([words, *map(str, counts), ""])
     for key, (words, compare) in ROWS.items():
-        if not any(key in part.numbers for _, part in columns):
-            continue
-        cells = "".join(_cell(part.numbers.get(key)) for _, part in columns)
-        rows.append(f"<tr><td>{words}</td>{cells}<td><small>{compare}</small></td></tr>")
-    return f"<table>{''.join(rows)}</table>"
+        if any(key in part.numbers for _, part in columns):
+            cells = (_text(part.numbers.get(key)) for _, part in columns)
+            rows.append([words, *cells, f"<small>{compare}</small>" * bool(compare)])
+    return _table(["", *(escape(title) for title, _ in columns), "compare with"], rows)
 
 
 def _reading_guide(evaluation: Evaluation) -> str:
@@ -199,14 +256,16 @@ def _reading_guide(evaluation: Evaluation) -> str:
 
 
 def _detection_table(evaluation: Evaluation) -> str:
-    n = f"n = {evaluation.test.n_frames} known and "
-    n += f"{0 if evaluation.ood is None else evaluation.ood.n_frames} foreign frames"
-    head = "".join(f"<th>{title}</th>" for _, title in DETECTION_COLUMNS)
-    rows = [f"<thead><tr><th>score of a frame ({n})</th>{head}</tr></thead>"]
-    for found in evaluation.detections:
-        cells = "".join(_cell(found.numbers.get(key)) for key, _ in DETECTION_COLUMNS)
-        rows.append(f"<tr><td>{escape(found.score)}</td>{cells}</tr>")
-    return f"<table>{''.join(rows)}</table>"
+    rows = [
+        [
+            f"{escape(name)} (n = {evaluation.ood[name].n_frames}) by {escape(found.score)}",
+            *(_text(found.numbers.get(key)) for key, _ in DETECTION_COLUMNS),
+        ]
+        for name, detections in evaluation.detections.items()
+        for found in detections
+    ]
+    head = f"set and score of its frames; known: n = {evaluation.test.n_frames}"
+    return _table([head, *(title for _, title in DETECTION_COLUMNS)], rows)
 
 
 def _group_table(sets: list[tuple[str, list[Group]]], title: str) -> str:
@@ -215,21 +274,21 @@ def _group_table(sets: list[tuple[str, list[Group]]], title: str) -> str:
         for key, words in GROUP_COLUMNS
         if any(key in group.numbers for _, groups in sets for group in groups)
     ]
-    head = "".join(f"<th>{words}</th>" for _, words in columns)
-    start = f"<th>set</th><th>{title}</th><th>n frames</th><th>n atoms</th>"
-    rows = [f"<thead><tr>{start}{head}</tr></thead>"]
-    for name, groups in sets:
-        for group in groups:
-            cells = "".join(_cell(group.numbers.get(key)) for key, _ in columns)
-            rows.append(
-                f"<tr><td>{escape(name)}</td><td>{escape(group.name)}</td>"
-                f'<td class="n">{group.n_frames}</td><td class="n">{group.n_atoms}</td>{cells}</tr>'
-            )
-    return f"<table>{''.join(rows)}</table>"
+    rows = [
+        [
+            f"{escape(name)}, {escape(group.name)}",
+            *(str(group.n_frames), str(group.n_atoms)),
+            *(_text(group.numbers.get(key)) for key, _ in columns),
+        ]
+        for name, groups in sets
+        for group in groups
+    ]
+    head = [f"set and {title}", "n frames", "n atoms", *(words for _, words in columns)]
+    return _table(head, rows)
 
 
-def _cell(estimate: Estimate | None) -> str:
-    return f'<td class="n">{"–" if estimate is None else number_with_interval(estimate)}</td>'
+def _text(estimate: Estimate | None) -> str:
+    return "–" if estimate is None else number_with_interval(estimate)
 
 
 def number_with_interval(estimate: Estimate) -> str:
@@ -247,10 +306,20 @@ def number_with_interval(estimate: Estimate) -> str:
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def _figure(name: str, content: bytes) -> str:
-    data = base64.b64encode(content).decode("ascii")
-    caption = escape(CAPTIONS.get(name, name))
-    return (
-        f'<figure><img alt="{escape(name)}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{caption}</figcaption></figure>"
+def _figure(name: str, content: bytes, narrow: bytes | None) -> str:
+    heading, caption = CAPTIONS.get(name, (name, ""))
+    width = int.from_bytes(content[16:20]) / 200 * 7  # of 200 dots an inch, as the PNG has it
+    image = (
+        f'<img alt="{escape(heading)}" style="width: {width:.1f}rem" src="{_embedded(content)}">'
     )
+    if narrow is not None and narrow != content:
+        source = f'<source media="(max-width: 620px)" srcset="{_embedded(narrow)}">'
+        image = f"<picture>{source}{image}</picture>"
+    return (
+        f"<h3>{escape(heading)}</h3><figure>{image}"
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def _embedded(content: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"

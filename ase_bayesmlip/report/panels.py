@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ase_bayesmlip.report.style import GREY, VERMILLION
+from ase_bayesmlip.report.style import GREY, VERMILLION, label_log_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,24 +39,71 @@ def plot_error_against_sigma(ax: Axes, data: Data) -> Axes:
         ax.fill_between(x, low * x, high * x, color=shade, linewidth=0, label=label, zorder=0)
     ax.plot(x, x, color="black", linestyle="--", linewidth=0.9, zorder=3)
     shown = np.maximum(error, low_y)
-    if len(sigma) > MAX_POINTS:
-        from matplotlib.colors import LinearSegmentedColormap
-
-        tints = LinearSegmentedColormap.from_list("tint", [data["color"] + "30", data["color"]])
-        extent = tuple(np.log10([low_x, high_x, low_y, high_y]))
-        ax.hexbin(
-            sigma, shown, xscale="log", yscale="log", bins="log", gridsize=(55, 40), mincnt=1,
-            cmap=tints, extent=extent, linewidths=0.1, zorder=2,
-        )  # fmt: skip
-    else:
-        alpha = float(np.clip(40 / np.sqrt(len(sigma)) / 3, 0.25, 0.8))
-        ax.scatter(sigma, shown, s=5, color=data["color"], alpha=alpha, linewidth=0, zorder=2)
+    extent = (low_x, high_x, low_y, high_y)
+    _cloud(ax, sigma, shown, data["color"], extent=extent, logarithmic=True)
     ax.set(xscale="log", yscale="log", xlim=(low_x, high_x), ylim=(low_y, high_y))
     ax.set_xlabel(f"error bar σ ({data['unit']})")
     ax.set_ylabel(f"|error| ({data['unit']})")
-    _plain_numbers(ax.xaxis, high_x / low_x)
-    _plain_numbers(ax.yaxis, high_y / low_y)
+    label_log_axis(ax.xaxis, low_x, high_x)
+    label_log_axis(ax.yaxis, low_y, high_y)
     return ax
+
+
+def legend_of_bands(ax: Axes) -> None:
+    """What the bands of `plot_error_against_sigma` are."""
+    legend = ax.legend(
+        loc="lower right", title="expected", title_fontsize=8, handlelength=1.2,
+        frameon=True, framealpha=0.7, edgecolor="none",
+    )  # fmt: skip
+    for patch in legend.get_patches():
+        patch.set_edgecolor(GREY)  # the lightest band is hardly seen on white
+        patch.set_linewidth(0.5)
+
+
+def plot_parity(ax: Axes, data: Data) -> Axes:
+    """Predictions against labels, with the diagonal.
+
+    Parameters
+    ----------
+    data : mapping
+        ``label``, ``prediction`` (n,), in one unit; ``limits``: (low, high) of both; ``what``;
+        ``unit``; ``color``.
+    """
+    label, prediction = np.asarray(data["label"]), np.asarray(data["prediction"])
+    low, high = data["limits"]
+    ax.plot([low, high], [low, high], color="black", linewidth=0.8, zorder=3)
+    _cloud(ax, label, prediction, data["color"], extent=(low, high, low, high))
+    ax.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+    ax.locator_params(nbins=4)
+    rmse = float(np.sqrt(np.mean((label - prediction) ** 2)))
+    text = f"{len(label)} {data['what']}\nRMSE {rmse:.4g} {data['unit']}"
+    ax.text(0.03, 0.97, text, transform=ax.transAxes, va="top", fontsize=8)
+    ax.set_xlabel(f"label ({data['unit']})")
+    ax.set_ylabel(f"prediction ({data['unit']})")
+    return ax
+
+
+def _cloud(
+    ax: Axes,
+    x: np.ndarray,
+    y: np.ndarray,
+    color: str,
+    extent: tuple[float, float, float, float],
+    logarithmic: bool = False,
+) -> None:
+    """Points, or bins where there are too many to be seen; a single colour does for both."""
+    if len(x) <= MAX_POINTS:
+        alpha = float(np.clip(40 / np.sqrt(len(x)) / 3, 0.25, 0.8))
+        ax.scatter(x, y, s=5, color=color, alpha=alpha, linewidth=0, zorder=2)
+        return
+    from matplotlib.colors import LinearSegmentedColormap
+
+    scale: Any = "log" if logarithmic else "linear"
+    ax.hexbin(
+        x, y, xscale=scale, yscale=scale, bins="log", gridsize=(55, 40), mincnt=1,
+        cmap=LinearSegmentedColormap.from_list("tint", [color + "30", color]),
+        extent=tuple(np.log10(extent)) if logarithmic else extent, linewidths=0.1, zorder=2,
+    )  # fmt: skip
 
 
 def plot_calibration(ax: Axes, data: Data) -> Axes:
@@ -194,9 +241,8 @@ def plot_scores(ax: Axes, data: Data) -> Axes:
         )  # fmt: skip
     if logarithmic:
         ax.set_xscale("log")
-        _plain_numbers(ax.xaxis, float(bins[-1] / bins[0]))
+        label_log_axis(ax.xaxis, bins[0], bins[-1])
     ax.set_xlim(bins[0], bins[-1])
-    ax.set_ylim(0, 1.25 * ax.get_ylim()[1])  # room for a legend
     ax.set_xlabel(f"score ({data['unit']})")
     ax.set_ylabel("fraction of frames")
     return ax
@@ -220,20 +266,7 @@ def plot_coverage(ax: Axes, data: Data) -> Axes:
     lowest = min(
         np.min(r["value"] if r["interval"] is None else r["interval"]) for r in data["rows"]
     )
-    ax.set(xlim=(max(0.0, min(lowest - 0.05, data["level"] - 0.1)), 1.0))
+    ax.set(xlim=(max(0.0, min(lowest - 0.05, data["level"] - 0.1)), 1.02))
     ax.set_ylim(-0.6, len(data["rows"]) - 0.4)
     ax.set_xlabel(f"coverage of the {100 * data['level']:g} % regions")
     return ax
-
-
-def _plain_numbers(axis: Any, ratio: float) -> None:
-    """Label a logarithmic axis with plain numbers, and more of them where there is room."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    plain = FuncFormatter(lambda value, _: f"{value:g}")
-    axis.set_major_formatter(plain)
-    if ratio < 30:
-        axis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
-        axis.set_minor_formatter(plain)
-    else:
-        axis.set_minor_formatter(NullFormatter())

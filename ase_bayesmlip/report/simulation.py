@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ase_bayesmlip.report.style import BLUE, GREEN, GREY, SHADE, STYLE, VERMILLION
+from ase_bayesmlip.report.style import BLUE, GREEN, GREY, SHADE, STYLE, VERMILLION, label_log_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,7 +106,8 @@ def plot_score(ax: Axes, log: Log, unit: str = "eV/Å") -> Axes:
         label=f"flagged ({np.count_nonzero(flagged)} of {len(flagged)})",
     )
     ax.plot(time, log["threshold"], color="black", linestyle="--", linewidth=1, label="threshold")
-    _set_log_scale(ax, log["score"])
+    ax.set_yscale("log")
+    label_log_axis(ax.yaxis, *ax.get_ylim())
     ax.set_ylabel(f"uncertainty score\n({unit})")
     return ax
 
@@ -127,7 +128,8 @@ def plot_force_error(ax: Axes, log: Log) -> Axes:
         label="predicted (RMS of σ)",
     )
     ax.plot(time[known], log["force_rmse"][known], **_TRUE, label="true (RMSE)")
-    _set_log_scale(ax, log["force_rmse"][known])
+    ax.set_yscale("log")
+    label_log_axis(ax.yaxis, *ax.get_ylim())
     ax.set_ylabel("force error\n(eV/Å)")
     return ax
 
@@ -194,21 +196,6 @@ def _panels(log: Log, unit: str) -> list[Callable[[Axes, Log], Axes]]:
     if np.isfinite(log["force_rmse"]).any():
         panels.append(plot_force_error)
     return panels
-
-
-def _set_log_scale(ax: Axes, values: np.ndarray) -> None:
-    """Logarithmic axis with plain numbers; 2 and 5 are labelled while there is room for them."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    ax.set_yscale("log")
-    positive = values[values > 0]  # without NaN
-    decades = np.log10(positive.max() / positive.min()) if len(positive) else 0.0
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    if decades < 2.5:
-        ax.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
-        ax.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    else:
-        ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _mark_regions(axes: Sequence[Axes], regions: Sequence[Region], scale: float) -> None:

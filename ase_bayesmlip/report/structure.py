@@ -9,6 +9,8 @@ import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols, covalent_radii
 
+from ase_bayesmlip.report.style import label_log_axis
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -127,8 +129,8 @@ def _draw_cell(ax: Axes, atoms: Atoms, centre: np.ndarray, rotation: np.ndarray)
                 ax.plot(*seen[[i, j], :2].T, color="#9A9A9A", linewidth=0.7, zorder=1)
 
 
-def structures_figure(chosen: list[tuple[str, Atoms, np.ndarray]]) -> Figure:
-    """Structures side by side on one scale of lengths and of colours.
+def structures_figure(chosen: list[tuple[str, Atoms, np.ndarray]], columns: int = 3) -> Figure:
+    """Structures side by side, so many in a row, on one scale of lengths and of colours.
 
     Parameters
     ----------
@@ -139,24 +141,28 @@ def structures_figure(chosen: list[tuple[str, Atoms, np.ndarray]]) -> Figure:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     everything = np.concatenate([values for _, _, values in chosen])
     low = max(float(everything.min()), 1e-3 * float(everything.max()), 1e-12)
     norm = LogNorm(low / 1.05, max(float(everything.max()), low) * 1.05)
-    figure = Figure(figsize=(2.5 * len(chosen), 2.7), layout="constrained")
-    axes = figure.subplots(1, len(chosen), squeeze=False)
+    n_rows, n_columns = -(-len(chosen) // columns), min(columns, len(chosen))
+    size = (2.4 * n_columns + 0.6, 2.6 * n_rows)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
+    for ax in axes[len(chosen) :]:
+        ax.set_axis_off()
+    axes = axes[: len(chosen)]
     cmap = colormaps["YlOrRd"]
-    for (title, atoms, values), ax in zip(chosen, axes[0], strict=True):
+    for (title, atoms, values), ax in zip(chosen, axes, strict=True):
         values = np.maximum(values, low)
         plot_structure(ax, {"atoms": atoms, "values": values, "norm": norm, "cmap": cmap})
         ax.set_title(title, fontsize=9)
-    _one_scale(axes[0])
-    bar = figure.colorbar(ScalarMappable(norm, cmap), ax=list(axes[0]), shrink=0.8, aspect=25)
+    _one_scale(axes)
+    bar = figure.colorbar(
+        ScalarMappable(norm, cmap), ax=list(figure.axes), shrink=0.8 / n_rows, aspect=25
+    )
     bar.set_label("error bar of the force on an atom,\n$\\sqrt{\\mathrm{tr}\\,\\Sigma/3}$ (meV/Å)")
-    bar.ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    label_log_axis(bar.ax.yaxis, *bar.ax.get_ylim())
     return figure
 
 

@@ -70,6 +70,7 @@ def test_json_has_the_promised_numbers(content):
         assert low <= high
     assert (content["n_frames"], content["n_atoms_forces"]) == (16, 144)
     assert content["model"]["kind"] == "ensemble"
+    assert content["model"]["elements"] == ["H", "C", "O"]
     assert content["names"] == {
         "model": "ethanol_ensemble.pt",
         "test": "ethanol_test",
@@ -104,17 +105,44 @@ def test_keys_are_those_of_the_docs(content):
     documented = set(re.findall(r"`([a-z0-9]+_\w+)`", table))
     numbers = {name for name in content if name + "_ci" in content}
     assert documented >= numbers
-    assert documented - numbers <= content.keys()
+    with_cell = {name for name in documented if "stress" in name or "pressure" in name}
+    assert documented - numbers - with_cell <= content.keys()
 
 
 def test_report_and_figures(written):
     report = (written / "report.html").read_text(encoding="utf-8")
-    assert report.count("data:image/png;base64,") == 7
+    assert report.count("<figure>") == 8
+    assert 8 < report.count("data:image/png;base64,") <= 16  # and those of narrow screens
     assert not re.findall(r"https?:", report)
     names = {path.name for path in (written / "figures").iterdir()}
-    assert len(names) == 14
+    assert len(names) == 16
     assert {"calibration.png", "calibration.pdf", "structure.png"} <= names
     assert {path.name for path in written.iterdir()} == {"out.json", "report.html", "figures"}
+
+
+def test_several_foreign_files_and_stress(tmp_path, capsys, small):
+    """Crystals with stress, against two sets of molecules, of which one has the other's name."""
+    stretched = str(DATA / "ethanol_ood_stretch.extxyz") + "@0:2"
+    arguments = ["--ood", HOT.replace("0:12", "0:3"), "--ood", stretched, "--ood", stretched]
+    arguments += ["--json", tmp_path / "out.json", "--report", tmp_path / "out.html"]
+    assert run(*arguments, model=small, test=f"{DATA / 'co2_test.extxyz'}@0:5") == 0
+    content = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    names = ["ethanol_ood_1200K", "ethanol_ood_stretch", "ethanol_ood_stretch (2)"]
+    assert list(content["ood_sets"]) == names
+    assert content["names"]["ood"] == names[0]
+    assert content["auroc_ood"] == content["ood_sets"][names[0]]["auroc_ood"]
+    assert (
+        content["ood_sets"][names[1]]["ood_scores"] == content["ood_sets"][names[2]]["ood_scores"]
+    )
+    assert content["n_frames_stress"] == 5
+    assert content["stress_rmse_GPa"] > 0
+    assert 0 <= content["coverage_90_pressure"] <= 1
+    printed = capsys.readouterr().out
+    assert "pressure RMSE, GPa" in printed
+    assert "known frames ethanol_ood_stretch (2) by forces_epistemic_max" in printed
+    report = (tmp_path / "out.html").read_text(encoding="utf-8")
+    assert "<th>elements</th><td>H, C, O</td>" in report
+    assert "has_epistemic" not in report
 
 
 def test_labels_of_energies_alone_and_foreign_elements(tmp_path, capsys, small):

@@ -1,9 +1,14 @@
 """Numbers of an evaluation are those of `metrics`, and say what they should of known laws."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+from ase.stress import full_3x3_to_voigt_6_stress
+from ase.units import GPa
 from evaluation_data import make_comparison
 from gaussian_errors import random_spd
+from scipy import stats
 
 from ase_bayesmlip import metrics
 from ase_bayesmlip.evaluation import (
@@ -13,8 +18,9 @@ from ase_bayesmlip.evaluation import (
     evaluate,
     force_errors,
 )
-from ase_bayesmlip.evaluation.estimates import energy_numbers, force_numbers
+from ase_bayesmlip.evaluation.estimates import energy_numbers, force_numbers, stress_numbers
 from ase_bayesmlip.metrics import Errors, PredictiveLaw
+from ase_bayesmlip.metrics.errors import STRESS, errors_of_stress
 
 
 def quick(**changes):
@@ -170,3 +176,65 @@ def test_equal_error_bars_put_nothing_in_order():
     assert "coverage_90_forces" in evaluation.test.numbers
     assert any("spearman_forces is left out: uncertainty has one value" in n
                for n in evaluation.notes)  # fmt: skip
+
+
+# --- stress
+
+
+def with_stress(n_members, generator, n_frames=400):
+    """The label and the members are draws of one law, whose components differ in size."""
+    comparison = make_comparison(n_frames)
+    factor = np.tril(generator.standard_normal((6, 6))) * 0.01
+    frames, results = [], []
+    for frame, result in zip(comparison.frames, comparison.results, strict=True):
+        label, *members = generator.standard_normal((n_members + 1, 6)) @ factor.T
+        tensor = label[[0, 5, 4, 5, 1, 3, 4, 3, 2]].reshape(3, 3)
+        members = np.array(members)
+        frames.append(dataclasses.replace(frame, stress=tensor))
+        results.append({**result, "stress": members.mean(axis=0), "stress_cov": np.cov(members.T)})
+    return Comparison(frames, results, n_members=n_members)
+
+
+def test_numbers_on_stress_and_pressure():
+    comparison = with_stress(5, np.random.default_rng(4))
+    found = stress_numbers(comparison, quick())
+    label = np.array([full_3x3_to_voigt_6_stress(f.stress) for f in comparison.frames])
+    error = (label - [r["stress"] for r in comparison.results]) / GPa
+    variance = np.array([np.diag(r["stress_cov"]) for r in comparison.results]) / GPa**2
+    assert found["stress_rmse_GPa"].value == pytest.approx(np.sqrt(np.mean(error**2)))
+    # The mean of five members has an error of its own.
+    expected = np.sqrt(1.2 * np.mean(variance))
+    assert found["stress_sigma_GPa"].value == pytest.approx(expected)
+    pressure = -error[:, :3].mean(axis=1)
+    assert found["pressure_rmse_GPa"].value == pytest.approx(np.sqrt(np.mean(pressure**2)))
+    half = stats.t(4).ppf(0.95) * np.sqrt(1.2 * variance)
+    inside = np.mean(np.abs(error) <= half)
+    assert found["coverage_90_stress"].value == pytest.approx(inside)
+    assert found["coverage_90_pressure"].value == pytest.approx(0.9, abs=4 * np.sqrt(0.09 / 400))
+    assert inside == pytest.approx(0.9, abs=0.05)
+
+
+def test_stress_that_vanishes_by_symmetry_is_left_out():
+    comparison = with_stress(5, np.random.default_rng(1), n_frames=6)
+    for frame, result in zip(comparison.frames, comparison.results, strict=True):
+        for i, j in ((1, 2), (0, 2), (0, 1)):
+            frame.stress[i, j] = frame.stress[j, i] = 0.0
+        result["stress"][3:] = 1e-19
+        result["stress_cov"][3:], result["stress_cov"][:, 3:] = 0.0, 0.0
+    errors = errors_of_stress(comparison.results, comparison.frames, comparison.origin, STRESS)
+    assert len(errors.error) == 6 * 3
+    found = stress_numbers(comparison, quick())
+    assert 0 < found["coverage_90_stress"].value <= 1
+
+
+def test_stress_without_labels_or_variances():
+    comparison = with_stress(5, np.random.default_rng(2), n_frames=4)
+    assert stress_numbers(make_comparison(3), quick()) == {}
+    bare = [{k: v for k, v in r.items() if k != "stress_cov"} for r in comparison.results]
+    bootstrap = quick()
+    found = stress_numbers(Comparison(comparison.frames, bare), bootstrap)
+    assert set(found) == {"stress_rmse_GPa", "pressure_rmse_GPa"}
+    assert "the model states no stress_cov" in bootstrap.notes[0]
+    content = evaluate(comparison, bootstrap=quick()).to_json()
+    assert content["n_frames_stress"] == 4
+    assert content["law_stress"] == "hotelling"

@@ -175,7 +175,7 @@ def test_missing_labels_leave_out_what_needs_them():
     foreign = without_labels(make_comparison(10, 1, width=3.0))
     evaluation = evaluate(full, foreign, bootstrap=quick())
     assert evaluation.to_json()["auroc_ood"] > 0.9
-    assert evaluation.ood.numbers == {}
+    assert evaluation.ood["OOD"].numbers == {}
 
 
 def test_models_without_error_bars_have_errors_alone():
@@ -184,7 +184,7 @@ def test_models_without_error_bars_have_errors_alone():
     evaluation = evaluate(bare, bare, bootstrap=quick())
     assert "forces_rmse_meV_per_A" in evaluation.test.numbers
     assert not [k for k in evaluation.test.numbers if "nll" in k or "coverage" in k]
-    assert evaluation.detections == []
+    assert evaluation.detections == {"OOD": []}
     assert any("no OOD detection" in note for note in evaluation.notes)
     assert any("the model states no forces_cov" in note for note in evaluation.notes)
 
@@ -234,3 +234,24 @@ def test_the_same_seed_gives_the_same_numbers():
     assert first == second
     assert first["forces_rmse_meV_per_A"] == other["forces_rmse_meV_per_A"]
     assert first["forces_rmse_meV_per_A_ci"] != other["forces_rmse_meV_per_A_ci"]
+
+
+def test_several_foreign_sets_keep_the_names_of_one():
+    known, hot, bent = (make_comparison(8, k) for k in range(3))
+    one = evaluate(known, hot, known, hot, names={"ood": "hot"}, bootstrap=quick()).to_json()
+    two = evaluate(
+        known, {"hot": hot, "bent": bent}, known, {"hot": hot}, bootstrap=quick()
+    ).to_json()
+    sets = two.pop("ood_sets")
+    assert "ood_sets" not in one
+    for key in one.keys() - {"notes"}:
+        assert two[key] == one[key], key
+    assert list(sets) == ["hot", "bent"]
+    assert sets["hot"]["auroc_ood"] == one["auroc_ood"]
+    assert sets["hot"]["before_ood"] == one["before_ood"]
+    assert sets["hot"]["forces_nll"] == one["ood"]["forces_nll"]
+    alone = evaluate(known, bent, bootstrap=quick()).to_json()
+    assert sets["bent"]["ood_scores"] == alone["ood_scores"]
+    assert sets["bent"]["coverage_90_forces"] == alone["ood"]["coverage_90_forces"]
+    with pytest.raises(ValueError, match="'test' names the test set and a foreign one"):
+        evaluate(known, {"test": hot}, bootstrap=quick())

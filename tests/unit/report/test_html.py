@@ -1,5 +1,6 @@
 """The report: one file, every table with n and intervals, digits that the interval supports."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -67,3 +68,15 @@ def test_digits_are_those_that_the_interval_supports(value, interval, text):
 
 def test_figures_of_simulations_are_where_they_were():
     assert {"monitored_md_figure", "read_log"} <= set(report.__all__)
+
+
+def test_facts_are_words_and_figures_have_headings(evaluation):
+    described = dataclasses.replace(evaluation, description={"cutoff": "5 Å"}, model={"n_x": 1})
+    text = html_report(described, {"calibration": b"one"}, {"calibration": b"two"})
+    assert "<th>cutoff</th><td>5 Å</td>" in text
+    assert "n_x" not in text
+    assert "<h3>Calibration curves</h3>" in text
+    assert 'name="viewport"' in text
+    assert '<source media="(max-width: 620px)"' in text
+    # On a narrow screen each number stands beside the title of its column.
+    assert re.search(r'<td class="n" data-of="hot, after">[-\d.]+ \[', text)
