@@ -45,6 +45,7 @@ def test_symmetries_batching_and_positivity(loaded, ethanol, strained_co2, name,
     check_served_model(loaded(name, dtype), ethanol, strained_co2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ensemble", "race"])
 def test_symmetric_crystal(loaded, cubic_co2, ethanol, name):
     check_served_model(loaded(name), ethanol, cubic_co2)
@@ -221,6 +222,7 @@ def arrays(module, graph, stress, members):
         return as_arrays(module(graph, stress, members))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["small", "mse"])
 def test_eager_scripted_reloaded_and_frozen_agree(eager, served, strained_co2, name):
     module = eager(name)

@@ -48,7 +48,10 @@ def assert_same(one, other):
         assert np.array_equal(value, other[name]), name
 
 
-@pytest.mark.parametrize("kind", ["nll_jef", "nll_e", "mse"])
+@pytest.mark.parametrize(
+    "kind",
+    ["nll_jef", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("nll_e", "mse"))],
+)
 @pytest.mark.parametrize("structure", ["ethanol", "strained_co2"])
 def test_lazy_leaves_out_what_costs_derivatives_and_nothing_else(request, files, structure, kind):
     atoms = request.getfixturevalue(structure)
