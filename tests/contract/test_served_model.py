@@ -162,6 +162,16 @@ BROKEN = {
             ** 2
         },
     ),
+    "shares that depend on the order": (
+        "energy_shares (det",
+        lambda p, g, s: {"energy_shares": p.energy_shares * torch.arange(len(p.forces))},
+    ),
+    "shares that count what atoms have in common once": (
+        "energy_shares (extensivity)",
+        lambda p, g, s: {
+            "energy_shares": p.atomic_energies_var_epistemic + p.atomic_energies_var_aleatoric
+        },
+    ),
     "structures that see each other": (
         "forces (batch)",
         lambda p, g, s: {"forces": p.forces * g.n_graphs},
