@@ -116,5 +116,5 @@ if __name__ == "__main__":
     axes.axhline(1e3 * monitor.threshold, color="#595959", linestyle="--", label="threshold")
     axes.set(xlabel="time, fs", ylabel="score, meV/Å", title="oxygen on copper, trained at 300 K")
     axes.set_ylim(0.0)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.savefig("slab-with-adsorbate.png", dpi=90)
