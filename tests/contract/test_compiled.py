@@ -244,6 +244,7 @@ def test_the_calculator_chooses_and_obeys(shipped, data_folder):
         BayesianCalculator(load_model(shipped), backend="torchscript")
 
 
+@pytest.mark.slow
 def test_a_file_without_a_program_warns_once_when_asked(data_folder):
     path = data_folder / "ethanol_ensemble.pt"
     with pytest.warns(UserWarning, match="no program compiled for cpu in float32") as caught:

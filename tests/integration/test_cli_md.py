@@ -166,6 +166,7 @@ def test_any_calculator_is_a_reference_with_a_budget_and_a_spacing(tmp_path, cap
     assert {frame.info["reference"] for frame in frames} == {"own_reference:make"}
 
 
+@pytest.mark.slow
 def test_a_slab_is_refused_before_the_run_by_a_reference_that_takes_it_for_a_crystal(
     tmp_path, capsys
 ):

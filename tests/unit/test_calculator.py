@@ -249,6 +249,7 @@ def test_the_shipped_file_lists_no_shares(data_folder, strained_co2):
         calc.get_property("energy_shares", strained_co2)
 
 
+@pytest.mark.slow
 def test_a_file_without_a_probe_lists_what_it_gives(served, tmp_path):
     path = shutil.copy(served("nll_e"), tmp_path / "model.pt")
     replace_card(path, dataclasses.replace(read_card(path), probe={}))
