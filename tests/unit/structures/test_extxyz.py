@@ -279,6 +279,7 @@ NESTED = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(info=st.dictionaries(NAMES, NESTED | VECTORS, max_size=4), table=st.data())
 def test_any_content_comes_back_or_is_named(info, table):
     shapes = st.sampled_from([(3,), (3, 1), (3, 2), (3, 3, 3), (3, 0)])
