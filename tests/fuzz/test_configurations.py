@@ -176,5 +176,5 @@ def test_a_key_that_is_there_twice(tmp_path):
 
 
 def test_a_folder_in_the_place_of_a_configuration(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no configuration file at"):
+    with pytest.raises(ConfigError, match="is a folder; give a configuration file"):
         load_config(tmp_path)

@@ -140,7 +140,7 @@ def test_an_interrupted_fit_continues_to_the_same_bits(
         patches.setattr(Trainer, "_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             fit(tmp_path / "run", loss, VECTORS, posterior)
-    with pytest.raises(ValueError, match="stopped after epoch 2 of 4"):
+    with pytest.raises(ValueError, match="stopped after step 2 of 4"):
         POSTERIORS["evidential"].load(tmp_path / "run")
     config = tiny_config(loss=loss, model=VECTORS, posterior=posterior)
     again = POSTERIORS["evidential"].fit(

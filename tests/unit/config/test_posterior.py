@@ -89,6 +89,7 @@ OUT_OF_RANGE = {
     "snapshot_every": [0],
     "train_samples": [0],
     "rank": [1],
+    "folds": [1, 0, 3],
     "samples": [1, 0],
     "learning_rate": [0.0, -1.0, math.inf, math.nan],
     "scale": [0.0, math.inf, math.nan],
