@@ -153,6 +153,17 @@ def test_other_tables_are_those_of_their_numbers():
         assert row(*head, alarms, share) in PAGE
     for r in results("aggregation.jsonl"):
         assert row(f"{r['n_edges']:,}", *(f"{ms:.2f}" for ms in r["ms"].values())) in PAGE
+    times = {
+        (r["system"], r["members"], r["kernels"]): r["median_ms"]
+        for r in results("step_time_without_kernels.jsonl")
+    }
+    titles = {"3bpa": "3BPA, 27 atoms", "water_192": "water, 192 atoms"}
+    for system, members, kernels in times:
+        if kernels:
+            both = [times[system, members, which] for which in (True, False)]
+            title = f"{titles[system]}, {members} member{'s' * (members > 1)}"
+            cells = [f"{ms:.3g}" for ms in both]
+            assert row(title, *cells, f"{both[1] / both[0]:.1f}") in PAGE
     steps = results("profile_step.jsonl")
     assert row("network", *(f"{r['median_ms']['network']:.2f}" for r in steps)) in PAGE
     one = [r for r in results("training_throughput.jsonl") if r["torch_threads"] == 1]
