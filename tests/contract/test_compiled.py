@@ -382,6 +382,7 @@ def test_the_card_has_the_checksum_of_each_part(shipped):
     assert set(card.compiled[0]["sha256"]) == {"program.pt2", "kernels.so"} < set(PARTS)
 
 
+@pytest.mark.slow
 def test_machine_code_from_elsewhere_runs_on_request_alone(copy, tmp_path, monkeypatch):
     assert load_model(copy).backend == "aoti"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))

@@ -79,6 +79,7 @@ def test_program_is_saved_unfrozen_and_without_gradients(served, loaded):
     assert not dict(frozen.named_parameters())
 
 
+@pytest.mark.slow
 def test_default_precision_is_that_of_the_training(loaded):
     assert loaded("race", None).dtype == "float32"
     assert loaded("small", None).dtype == "float64"

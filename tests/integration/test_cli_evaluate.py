@@ -120,6 +120,7 @@ def test_report_and_figures(written):
     assert {path.name for path in written.iterdir()} == {"out.json", "report.html", "figures"}
 
 
+@pytest.mark.slow
 def test_several_foreign_files_and_stress(tmp_path, capsys, small):
     """Crystals with stress, against two sets of molecules, of which one has the other's name."""
     stretched = str(DATA / "ethanol_ood_stretch.extxyz") + "@0:2"

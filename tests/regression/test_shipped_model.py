@@ -91,6 +91,7 @@ def test_stretched_bonds_are_flagged(calculator):
         assert (score[kinds == kind][longest] > threshold).all(), kind
 
 
+@pytest.mark.slow
 def test_constant_energy_dynamics_conserve_energy(calculator):
     """An eighth of a picosecond; ``examples/benchmarks/nve_drift.py`` runs ten."""
     atoms = read(DATA / "ethanol_test.extxyz", index=0)

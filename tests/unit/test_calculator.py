@@ -240,6 +240,7 @@ def assert_listed(calc, atoms):
         assert calc.results.keys() <= {*calc.implemented_properties}
 
 
+@pytest.mark.slow
 def test_the_shipped_file_lists_no_shares(data_folder, strained_co2):
     """Its program is from before there were any."""
     calc = BayesianCalculator(data_folder / "ethanol_ensemble.pt")
@@ -249,6 +250,7 @@ def test_the_shipped_file_lists_no_shares(data_folder, strained_co2):
         calc.get_property("energy_shares", strained_co2)
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_a_file_without_a_probe_lists_what_it_gives(served, tmp_path):
     path = shutil.copy(served("nll_e"), tmp_path / "model.pt")

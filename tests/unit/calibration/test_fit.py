@@ -85,6 +85,7 @@ def test_parts_that_cannot_be_told_apart_are_reported():
         calibrate(observe(results, frames), ELEMENTS, "split")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["global", "split"])
 def test_conformal_coverage_over_repeats(method, monkeypatch):
     """200 calibrations on heavy-tailed errors that all atoms of a frame share, one new frame each.

@@ -107,6 +107,7 @@ def test_every_field_edited_to_every_wrong_value(content):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_files_with_edited_cards_load_or_say_why(served, tmp_path):
     """Those that a card alone cannot refuse meet the program and its self-test."""
     content = json.loads(read_card(served("small")).to_json())

@@ -47,6 +47,7 @@ def test_set_changes_what_it_says(calc, ethanol):
     assert calc._neighbors.skin == 1.0
 
 
+@pytest.mark.slow
 def test_set_loads_another_precision(served, calc, ethanol):
     assert calc.set(dtype="float32") == {"dtype": "float32"}
     assert calc.parameters["dtype"] == calc.model.dtype == "float32"
@@ -209,6 +210,7 @@ def test_a_file_that_is_gone_or_changed_is_named(served, tmp_path):
         pickle.loads(content)
 
 
+@pytest.mark.slow
 def test_processes_take_calculators(calc, ethanol):
     """As `matcalc.calc_many(n_jobs=2)` and all that hands atoms to other processes."""
     ethanol.calc = calc
@@ -241,6 +243,7 @@ def test_a_calculator_and_its_model_go_when_they_are_dropped(served, ethanol):
         gc.enable()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of the process from /proc")
 def test_memory_is_flat_over_many_calculators(data_folder):
     """The shipped file, made, evaluated and dropped: without the cycle collector, too."""

@@ -93,6 +93,7 @@ posterior: {{kind: point}}
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_each_command_refuses_before_there_is_a_model(tmp_path, capsys):
     """Bad training, validation and calibration frames; `evaluate`, its --ood, and `calibrate`."""
     bad, good = tmp_path / "bad.extxyz", str(DATA / "ethanol_valid.extxyz")
