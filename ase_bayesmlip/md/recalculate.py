@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
+from ase.filters import Filter
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from ase_bayesmlip.md.events import Event, Monitor, UncertaintyWarning, event_information
@@ -101,9 +102,10 @@ class Recalculate:
         and its uncertainties stand beside them as ``predicted_*``, and ``reference`` names the
         reference.
     continue_on_reference : bool
-        Put the reference energy and forces (and stress, if known) into ``calc.results``, so that
-        the next half-kick of the integrator uses them. The step that has just ended used the
-        forces of the model. Per-atom energies and uncertainties remain those of the model.
+        Put the reference energy and forces (and stress, if known; where the cell moves it must
+        be) into ``calc.results``, so that the next half-kick of the integrator uses them. The step
+        that has just ended used the forces of the model. Per-atom energies and uncertainties
+        remain those of the model.
     on_error : {"warn", "raise"}
         A reference that fails, or answers with what cannot be meant, is noted in `records` and
         either warned about or raised.
@@ -269,7 +271,19 @@ def labelled_frame(event: Event, reference: Label, name: str) -> Atoms:
 
 
 def adopt_reference(atoms: Atoms, dyn: Any, reference: Label) -> None:
-    """Make the cached results of a frame those of the reference, for the integrator as well."""
+    """Make the cached results of a frame those of the reference, for the integrator as well.
+
+    Raises
+    ------
+    ValueError
+        If the cell follows the stress, and the reference gives none.
+    """
+    cell_moves = "NPT" in type(dyn).__name__ or isinstance(dyn.atoms, Filter)
+    if reference.stress is None and cell_moves:
+        raise ValueError(
+            f"{type(dyn).__name__} moves the cell by the stress, which the reference does not "
+            "give; take one that does, a constant volume, or no continue_on_reference"
+        )
     results = atoms.calc.results
     results["energy"] = reference.energy
     if "free_energy" in results:

@@ -1,5 +1,6 @@
 """Labels from a reference: beside predictions, in trajectories, never from what failed."""
 
+import contextlib
 from typing import ClassVar
 
 import numpy as np
@@ -10,6 +11,7 @@ from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from ase.io import read
+from ase.md.nose_hoover_chain import IsotropicMTKNPT
 from ase.md.verlet import VelocityVerlet
 from fake_potential import (
     ANCHORS,
@@ -71,13 +73,14 @@ def test_recalculation_leaves_the_simulation_alone():
     assert not calc.calculation_required(atoms, ["energy", "forces"])
 
 
-def test_recalculation_of_a_crystal_writes_stress(tmp_path):
-    class UncertainEMT(EMT):
-        def calculate(self, *args, **kwargs):
-            super().calculate(*args, **kwargs)
-            self.results |= uncertainties(np.full(4, 2.0))
-            self.results |= {"stress_cov": np.diag(np.arange(1.0, 7)), "stress_var": np.ones(6)}
+class UncertainEMT(EMT):
+    def calculate(self, *args, **kwargs):
+        super().calculate(*args, **kwargs)
+        self.results |= uncertainties(np.full(4, 2.0))
+        self.results |= {"stress_cov": np.diag(np.arange(1.0, 7)), "stress_var": np.ones(6)}
 
+
+def test_recalculation_of_a_crystal_writes_stress(tmp_path):
     atoms = bulk("Cu", cubic=True, a=3.7)
     atoms.rattle(0.05, seed=1)
     atoms.calc = UncertainEMT()
@@ -103,6 +106,24 @@ def test_recalculation_of_a_crystal_writes_stress(tmp_path):
     np.testing.assert_array_equal(flagged.info["stress_cov"], np.diag(np.arange(1.0, 7)))
     np.testing.assert_array_equal(flagged.info["stress_var"], np.ones(6))
     np.testing.assert_array_equal(frame.info["predicted_stress"], atoms.get_stress())
+
+
+def test_a_cell_that_moves_needs_the_stress_of_the_reference():
+    class WithoutStress(EMT):
+        implemented_properties: ClassVar = ["energy", "forces"]
+
+    atoms = bulk("Cu", cubic=True, a=3.7)
+    atoms.rattle(0.05, seed=1)
+    for reference, refused in ((EMT(), False), (WithoutStress(), True)):
+        atoms.calc = UncertainEMT()
+        dyn = IsotropicMTKNPT(atoms, units.fs, 300, 0.0, 50 * units.fs, 500 * units.fs)
+        recalculate = Recalculate(reference, continue_on_reference=True)
+        monitor = UncertaintyMonitor(dyn, threshold=1.0, actions=[recalculate])
+        dyn.attach(monitor)
+        atoms.get_stress()
+        outcome = pytest.raises(ValueError, match="moves the cell by the stress")
+        with outcome if refused else contextlib.nullcontext():
+            dyn.run(0)
 
 
 class Broken(Calculator):
