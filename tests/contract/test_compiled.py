@@ -396,6 +396,7 @@ def test_machine_code_from_elsewhere_runs_on_request_alone(copy, tmp_path, monke
     assert not (tmp_path / "another machine").exists()
 
 
+@pytest.mark.slow
 def test_a_part_other_than_the_card_says_is_not_run(copy):
     content = entries(copy)
     content[part_of(copy, "kernels.so")] += b"!"

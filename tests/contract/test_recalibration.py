@@ -183,6 +183,7 @@ def test_the_self_test_covers_the_factors(scaled, tmp_path):
         load_model(broken)
 
 
+@pytest.mark.slow
 def test_calibrations_compose(scaled, loaded, tmp_path, ethanol):
     again = tmp_path / "again.pt"
     card = write_recalibrated(scaled("small"), again, calibration_record(FACTORS), {})
@@ -443,6 +444,7 @@ def test_bad_frames_are_errors_and_write_nothing(
     assert not out.parent.exists()
 
 
+@pytest.mark.slow
 def test_missing_files_and_files_without_variances(served, labelled, tmp_path, capsys):
     out = tmp_path / "out.pt"
     assert run(served("small"), tmp_path / "no.extxyz", "-o", out) == 2

@@ -311,6 +311,7 @@ def test_energies_sum_and_noise_adds_up(loaded, ethanol, cubic_co2):
     assert_close("noise", noise, fields["energy_var_aleatoric"], 1e-13)
 
 
+@pytest.mark.slow
 def test_unknown_parts_are_none(loaded, ethanol):
     expected = {
         "ensemble": (True, True, True),

@@ -178,6 +178,7 @@ def test_threshold_frames_are_recognised():
     assert "these are the threshold frames of the model" in note
 
 
+@pytest.mark.slow
 def test_other_names_of_labels(tmp_path, capsys, small):
     frames = read(DATA / "ethanol_test.extxyz", "0:3")
     for frame in frames:

@@ -48,6 +48,7 @@ def assert_same(one, other):
         assert np.array_equal(value, other[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     ["nll_jef", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("nll_e", "mse"))],

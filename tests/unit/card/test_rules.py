@@ -155,6 +155,7 @@ def test_the_message_names_field_value_and_what_is_allowed(content, path, value,
         ModelCard.from_json(json.dumps(edited(content, path, value)), source="file.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

@@ -51,6 +51,7 @@ def test_installed_command():
 # --- the card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "expected"),
     [

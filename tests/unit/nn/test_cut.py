@@ -86,6 +86,7 @@ def assert_same(found, expected, tolerance=1e-10):
         assert float((one - other).abs().max()) <= tolerance * size, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("force_spread", [True, False])
 @pytest.mark.parametrize("stress", [True, False])
 @pytest.mark.parametrize("name", NAMES)

@@ -150,6 +150,7 @@ def test_a_lean_program_leaves_out_what_the_draws_are_for(name, programs, graphs
     assert_same_fields(model, program, graphs("batch"), tolerances_of(program))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("name", ["ensemble", "laplace", "laplace_mixture", "race"])
 def test_kernels_in_single_precision_say_the_same(name, structure, compiled, graphs):

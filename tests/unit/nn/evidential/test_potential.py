@@ -220,6 +220,7 @@ def test_beside_a_laplace_approximation_all_of_the_law_is_noise():
     assert output.forces_cov_epistemic is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "dtype"),
     [("vectors", torch.float32)]

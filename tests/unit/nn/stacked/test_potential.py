@@ -373,6 +373,7 @@ def test_single_precision(case):
         assert_near(found[name], values, 1e-4, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "dtype", "tolerance"),
     [
