@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ase_bayesmlip.card import ModelCard
 
 if TYPE_CHECKING:
+    from ase import Atoms
+
     from ase_bayesmlip.config import Config, KeysConfig
     from ase_bayesmlip.serving.runtime import LoadedModel
     from ase_bayesmlip.structures.labelled import LabelledFrame
@@ -71,8 +73,8 @@ def score_frames(model: Path, frames: Sequence[LabelledFrame]) -> None:
     replace_card(model, dataclasses.replace(calculator.card, calibration=record))
 
 
-def score_folds(model: Path, config: Config, record: dict[str, Any]) -> None:
-    """Keep scores of training frames in a file, each by the members that left it out of training.
+def frames_of_folds(config: Config, record: dict[str, Any]) -> list[list[Atoms]]:
+    """The training frames of each fold that the members without it have never seen.
 
     Frames with a copy in another fold or among the validation frames are left out, for those
     members have seen them.
@@ -85,12 +87,9 @@ def score_folds(model: Path, config: Config, record: dict[str, Any]) -> None:
     Raises
     ------
     ValueError
-        If the training frames are no longer those of the run.
+        If the training frames are no longer those of the run, or none of a fold is left.
     """
-    from ase_bayesmlip.calculator import BayesianCalculator
-    from ase_bayesmlip.md.limit import fold_scores
     from ase_bayesmlip.posteriors.members import fold_of_frames
-    from ase_bayesmlip.serving.archive import replace_card
     from ase_bayesmlip.structures.labelled import sha256
     from ase_bayesmlip.structures.overlap import digest
     from ase_bayesmlip.training.data import load_training_data
@@ -98,22 +97,40 @@ def score_folds(model: Path, config: Config, record: dict[str, Any]) -> None:
     data = load_training_data(config)
     if sha256(data.train) != record["train_sha256"]:
         raise ValueError(f"the frames in {config.data.train} have changed since the training")
-    calculator = BayesianCalculator(model, return_members=True)
-    card = calculator.card
     names = [digest(frame.atoms) for frame in data.train]
     numbers = fold_of_frames(config, len(names)).tolist()
     owner: dict[str, int | None] = {digest(frame.atoms): None for frame in data.valid}
     for name, k in zip(names, numbers, strict=True):
         owner[name] = k if owner.get(name, k) == k else None
-    found, n = [], 0
-    folds = max(numbers) + 1
-    for k in range(folds):
-        part = [f.atoms for f, name in zip(data.train, names, strict=True) if owner[name] == k]
-        group = list(range(k, card.n_members, folds))
-        scores = fold_scores(calculator.evaluate(part), part, group)
+    parts: list[list[Atoms]] = [[] for _ in range(max(numbers) + 1)]
+    for frame, name in zip(data.train, names, strict=True):
+        k = owner[name]
+        if k is not None:
+            parts[k].append(frame.atoms)
+    if not all(parts):
+        raise ValueError("a fold has copies of other frames alone: give --calibration frames")
+    return parts
+
+
+def score_folds(model: Path, parts: Sequence[Sequence[Atoms]]) -> None:
+    """Keep scores of training frames in a file, each by the members that left it out of training.
+
+    Parameters
+    ----------
+    parts : see `frames_of_folds`
+    """
+    from ase_bayesmlip.calculator import BayesianCalculator
+    from ase_bayesmlip.md.limit import fold_scores
+    from ase_bayesmlip.serving.archive import replace_card
+
+    calculator = BayesianCalculator(model, return_members=True)
+    card = calculator.card
+    found = []
+    for k, part in enumerate(parts):
+        group = list(range(k, card.n_members, len(parts)))
+        scores = fold_scores(calculator.evaluate(list(part)), part, group)
         found.append({"members": group, "scores": scores})
-        n += len(part)
-    calibration = {"n_frames": n, "folds": found}
+    calibration = {"n_frames": sum(map(len, parts)), "folds": found}
     replace_card(model, dataclasses.replace(card, calibration=calibration))
 
 

@@ -217,6 +217,7 @@ def _short(paths: str | list[str]) -> str:
 
 def _facts(calculator: Any) -> dict[str, Any]:
     card = calculator.card
+    folds = card.calibration.get("folds")
     return {
         "kind": card.kind,
         "n_members": card.n_members,
@@ -226,7 +227,8 @@ def _facts(calculator: Any) -> dict[str, Any]:
         "epistemic": card.has_epistemic,
         "aleatoric_energy": card.has_aleatoric_energy,
         "aleatoric_forces": card.has_aleatoric_forces,
-        "calibration_frames": card.calibration.get("n_frames", 0),
+        "calibration_frames": 0 if folds else card.calibration.get("n_frames", 0),
+        "fold_frames": card.calibration["n_frames"] if folds else 0,
         "created": card.created,
         "elements": list(card.reference_energies),
         "cutoff_A": card.cutoff,

@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Draw from the posterior of a run and write the file."""
     import torch
 
-    from ase_bayesmlip.cli.calibrate import score_folds, score_frames
+    from ase_bayesmlip.cli.calibrate import frames_of_folds, score_folds, score_frames
     from ase_bayesmlip.metrics.reach import promise
     from ase_bayesmlip.posteriors import POSTERIORS
     from ase_bayesmlip.posteriors.run_folder import read_run
@@ -66,17 +66,20 @@ def run(arguments: argparse.Namespace) -> None:
             f"{len(members)} of {state.config.posterior.members} members are served, and the folds "
             "of the training frames are scored by all; serve them all, or give --calibration frames"
         )
-    config, record, out = state.config, state.record, arguments.output
-    card = export_members(members, config, record, out, arguments.seed, state.unfinished)
+    parts = frames_of_folds(state.config, state.record) if folds else []
+    out = arguments.output
+    card = export_members(
+        members, state.config, state.record, out, arguments.seed, state.unfinished
+    )
     for note in card.unfinished:
         print(f"unfinished: {note}", file=sys.stderr)
     if frames and card.has_epistemic:
         print(f"{n_kept} calibration frames: {promise(n_kept)}")
         score_frames(out, frames)
-    elif folds:
-        n = record["n_train"]
-        print(f"{n} training frames in {folds} folds, no others: {promise(n // folds)}")
-        score_folds(out, config, record)
+    elif parts:
+        n, least = sum(map(len, parts)), min(map(len, parts))
+        print(f"{n} training frames in {folds} folds, no others: {promise(least)}")
+        score_folds(out, parts)
     elif not frames:
         print(
             "no calibration frames: a monitor will need a threshold in eV/Å. The training frames "

@@ -46,9 +46,20 @@ def run(arguments: argparse.Namespace) -> None:
         POSTERIORS[config.posterior.kind].fit(config, arguments.out, options)
     if rank() == 0:
         print(
-            f"trained {arguments.out}{_errors(arguments.out)}; next: bayesmlip serve "
-            f"{arguments.out} -o model.pt"
+            f"trained {arguments.out}{_shortened(arguments.out, config.training.epochs)}"
+            f"{_errors(arguments.out)}; next: bayesmlip serve {arguments.out} -o model.pt"
         )
+
+
+def _shortened(folder: Path, epochs: int) -> str:
+    """Whether time ended trainings early; resuming does not lengthen what has come to its end."""
+    from ase_bayesmlip.training.state import Checkpoint
+
+    stored = [Checkpoint.read(path) for path in sorted(folder.glob("member-*/checkpoint.pt"))]
+    planned = [each.schedule[0] for each in stored if each.schedule]
+    if not planned or min(planned) >= epochs:
+        return ""
+    return f" (ended by training.time_limit after {min(planned)} of {epochs} epochs)"
 
 
 def _errors(folder: Path) -> str:

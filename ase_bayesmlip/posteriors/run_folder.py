@@ -23,6 +23,7 @@ from ase_bayesmlip.nn.build import DataStatistics
 from ase_bayesmlip.training.announcement import announce
 from ase_bayesmlip.training.data import TrainingData
 from ase_bayesmlip.training.distributed import barrier, rank
+from ase_bayesmlip.training.stage import refuse_done
 from ase_bayesmlip.training.state import (
     Checkpoint,
     check_same,
@@ -30,6 +31,7 @@ from ase_bayesmlip.training.state import (
     run_identity,
     with_epochs_of,
 )
+from ase_bayesmlip.training.trainer import Trainer
 
 CONFIG_FILE, RECORD_FILE = "config.yaml", "run.json"
 
@@ -68,6 +70,12 @@ def _check_same_run(config: Config, record: dict[str, Any], folder: Path) -> Non
             raise ValueError(f"{folder}: the {name} frames have changed since the run began")
     if old["statistics"] != record["statistics"]:
         raise ValueError(f"{folder}: the reference energies have changed since the run began")
+    # Before config.yaml says so: it could not go back.
+    for path in sorted(folder.glob("member-*/*.pt")):
+        section = "training" if path.stem == Trainer.name else "posterior"
+        epochs = getattr(getattr(config, section), "epochs", None)
+        if epochs is not None:
+            refuse_done(path, Checkpoint.read(path), section, epochs)
 
 
 def read_run(folder: Path) -> tuple[Config, dict[str, Any]]:

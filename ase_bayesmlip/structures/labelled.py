@@ -30,6 +30,7 @@ from ase_bayesmlip.structures.labels import (
 from ase_bayesmlip.structures.npz import read_npz
 from ase_bayesmlip.structures.reading import (
     DataError,
+    check_named_once,
     data_files,
     is_isolated_atom,
     read_structures,
@@ -97,6 +98,7 @@ def read_frames(
         warn_of_high_stress([(frame.source, frame.stress) for frame in found])
         frames += found
     warn_of_free_energy(gaps)
+    check_named_once([frame.source for frame in frames])
     if not frames:
         raise DataError(f"no labelled frames in {paths}")
     return frames

@@ -24,7 +24,7 @@ from ase_bayesmlip.structures.labelled import (
     warn_of_high_stress,
 )
 from ase_bayesmlip.structures.labels import energy_of, find_label, forces_of, stress_of
-from ase_bayesmlip.structures.reading import DataError, data_files
+from ase_bayesmlip.structures.reading import DataError, check_named_once, data_files
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +75,7 @@ def read_evaluation_frames(
         found = [_frame(atoms, names, source) for source, atoms in structures]
         warn_of_high_stress([(frame.source, frame.stress) for frame in found])
         frames += found
+    check_named_once([frame.source for frame in frames])
     if not frames:
         raise DataError(f"no frames in {paths}: nothing can be evaluated")
     return frames

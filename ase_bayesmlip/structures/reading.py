@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,7 +69,8 @@ def data_files(paths: str | Sequence[str]) -> list[tuple[Path, slice]]:
             names = [Path(match) for match in sorted(glob.glob(str(name), recursive=True))]  # noqa: PTH207
             if not names:
                 raise FileNotFoundError(f"no data file matches {name}; {_what_is_there(name)}")
-        found |= {f"{each}@{index}": (each, index) for each in names}
+        for each in names:
+            found.setdefault(f"{each.resolve()}@{index}", (each, index))
     return list(found.values())
 
 
@@ -134,7 +136,22 @@ def read_structures(path: Path, index: slice) -> list[tuple[int, Atoms]]:
         raise DataError(
             f"{path}: ASE cannot read it{where} ({type(error).__name__}: {error})"
         ) from error
-    return [(-1, atoms) for atoms in frames] if only_last else list(enumerate(frames))[index]
+    chosen = [(-1, atoms) for atoms in frames] if only_last else list(enumerate(frames))[index]
+    if not chosen:
+        raise DataError(
+            f"no frames in {path} from {index.start} to {index.stop} in steps of "
+            f"{index.step or 1}: it has {len(frames)}"
+        )
+    return chosen
+
+
+def check_named_once(sources: Sequence[str]) -> None:
+    """Refuse frames, by file and number, that a list of files and slices names twice."""
+    twice = [source for source, times in Counter(sources).items() if times > 1]
+    if twice:
+        raise DataError(
+            f"{len(twice)} frames are named twice, {twice[0]} first; slices must not overlap"
+        )
 
 
 def _format_of(plain: Path) -> str:

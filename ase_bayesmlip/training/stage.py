@@ -111,11 +111,7 @@ class Stage:
     def _restore(self, path: Path) -> None:
         stored = Checkpoint.read(path, self.device)
         check_same(path, stored.identity, self.identity)
-        if self.n_steps <= stored.done and not stored.finished:
-            raise ValueError(
-                f"{path} has done {stored.done} epochs already; {self.section}.epochs is "
-                f"{self.n_steps}: ask for more, or serve the run as it is with --unfinished"
-            )
+        refuse_done(path, stored, self.section, self.n_steps)
         before = stored.identity[self.section]["epochs"] if self.section else self.n_steps
         self.schedule = Schedule(*stored.schedule) if stored.schedule else Schedule(before)
         self.done, self.finished, self.seconds = stored.done, stored.finished, stored.seconds
@@ -176,6 +172,15 @@ class Stage:
             list(self.schedule),
             self.seconds,
         ).write(self.folder / f"{self.name}.pt")
+
+
+def refuse_done(path: Path, stored: Checkpoint, section: str, epochs: int) -> None:
+    """Raise `ValueError` for an unfinished stage that is to end before what it has done."""
+    if epochs <= stored.done and not stored.finished:
+        raise ValueError(
+            f"{path} has done {stored.done} epochs already; {section}.epochs is {epochs}: ask for "
+            "more, or serve the run as it is with --unfinished"
+        )
 
 
 def digest(weights: dict[str, Tensor]) -> str:

@@ -1,5 +1,6 @@
 """The folder of a run: damaged files are named, and what does not belong together is refused."""
 
+import dataclasses
 import json
 import shutil
 
@@ -9,9 +10,11 @@ import yaml
 from tiny import tiny_config
 
 from ase_bayesmlip.cli.main import main
+from ase_bayesmlip.config import to_dict
 from ase_bayesmlip.posteriors import RunOptions, laplace
 from ase_bayesmlip.posteriors.run_folder import prepare_run, read_run
 from ase_bayesmlip.training.data import load_training_data
+from ase_bayesmlip.training.state import Checkpoint
 
 CONFIG = tiny_config(training={"epochs": 1}, posterior={"kind": "laplace"})
 
@@ -161,3 +164,20 @@ def test_a_run_from_before_a_setting_existed_is_served(run):
     del content["identity"]["model"]["energy_noise"]
     torch.save(content, path)
     assert laplace.load(run).config == read_run(run)[0]
+
+
+def test_fewer_epochs_than_are_done_leave_the_configuration_as_it_was(run):
+    asked = {n: tiny_config(training={"epochs": n}, posterior={"kind": "laplace"}) for n in (2, 4)}
+    data = load_training_data(asked[4])
+    for path in run.glob("member-*/laplace*.pt"):
+        path.unlink()
+    path = run / "member-00" / "checkpoint.pt"
+    stored = Checkpoint.read(path)
+    stored.identity["training"]["epochs"] = 4
+    dataclasses.replace(stored, done=3, finished=False).write(path)
+    (run / "config.yaml").write_text(yaml.safe_dump(to_dict(asked[4]), sort_keys=False))
+    before = (run / "config.yaml").read_bytes()
+    with pytest.raises(ValueError, match=r"has done 3 epochs already; training.epochs is 2"):
+        prepare_run(asked[2], data, run, resume=True)
+    assert (run / "config.yaml").read_bytes() == before
+    prepare_run(asked[4], data, run, resume=True)

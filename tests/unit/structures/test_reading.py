@@ -238,3 +238,15 @@ def test_orca_has_one_frame_a_file(tmp_path):
     for frame, atoms in zip(found, frames, strict=True):
         assert frame.energy == pytest.approx(atoms.info["REF_energy"], abs=1e-8)
         np.testing.assert_allclose(frame.forces, atoms.arrays["REF_forces"], atol=1e-8)
+
+
+def test_a_file_without_chosen_frames_and_frames_named_twice(tmp_path):
+    path = write(tmp_path / "a.extxyz", [labelled(k) for k in range(6)])
+    other = write(tmp_path / "b.extxyz", [labelled(k) for k in range(2)])
+    with pytest.raises(DataError, match=r"no frames in .*b.extxyz from 5 to None .* it has 2"):
+        read_frames([str(path), f"{other}@5:"])
+    with pytest.raises(DataError, match=r"2 frames are named twice, .*a.extxyz#2 first"):
+        read_frames([f"{path}@:4", f"{path}@2:"])
+    again = tmp_path / "c" / ".." / "a.extxyz"
+    (tmp_path / "c").mkdir()
+    assert len(read_frames([str(path), str(again), str(tmp_path / "a*")])) == 6
