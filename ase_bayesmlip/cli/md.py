@@ -16,7 +16,7 @@ def add_parser(commands: Any) -> None:
     """Declare the command."""
     parser = commands.add_parser("md", help="molecular dynamics that knows when to doubt itself")
     parser.add_argument("model", type=Path, help="served file")
-    parser.add_argument("start", help="structure in any format ASE reads")
+    parser.add_argument("start", help="structure in any format ASE reads; of several, the last")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run there")
     _add_dynamics(parser)
@@ -153,7 +153,12 @@ def _add_reference(parser: argparse.ArgumentParser) -> None:
 
 def _temperatures(text: str) -> tuple[float, float | None]:
     first, ramp, last = text.partition(":")
-    return float(first), float(last) if ramp else None
+    try:
+        return float(first), float(last) if ramp else None
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no temperature such as 300 and no ramp such as 300:600"
+        ) from None
 
 
 def _spacing(text: str) -> str | int:

@@ -69,7 +69,7 @@ def plot_energy_deviation(ax: Axes, log: Log) -> Axes:
     ax.plot(time, deviation, color=BLUE, linewidth=0.9, label="predicted (σ)")
     if np.isfinite(error).any():
         ax.plot(time, error, **_TRUE, label="true (|error|)")
-    ax.set_ylim(bottom=0.0)
+    ax.set_ylim(0.0, 1.1 * ax.get_ylim()[1])
     ax.set_ylabel("energy error\n(meV)")
     return ax
 

@@ -20,7 +20,8 @@ def test_temperatures_are_one_or_a_ramp(capsys):
     for wrong in ("hot", "300:", "300:600:900"):
         with pytest.raises(SystemExit):
             parse("--temperature-K", wrong)
-        assert "--temperature-K: invalid" in capsys.readouterr().err
+        said = f"--temperature-K: '{wrong}' is no temperature such as 300 and no ramp such as"
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("low", ["-1e6", "-1.5E-3", "-inf", "-3", "-.5", "-2.e+4"])
