@@ -2,9 +2,9 @@
 
 import multiprocessing
 import os
-import signal
 
 import pytest
+from lock_holder import hold
 from tiny import tiny_config
 
 from ase_bayesmlip.posteriors import POSTERIORS, RunOptions
@@ -40,12 +40,6 @@ def test_a_file_that_a_dead_process_left_locks_nothing(tmp_path):
     (tmp_path / LOCK_FILE).write_text("process 1 on another machine\n")
     with folder_lock(tmp_path):
         assert f"process {os.getpid()}" in (tmp_path / LOCK_FILE).read_text()
-
-
-def hold(folder, held):
-    with folder_lock(folder):
-        held.set()
-        signal.pause()
 
 
 @pytest.mark.slow
