@@ -49,10 +49,18 @@ OTHERS = ("race", "laplace", "evidential")
 each_other = [pytest.param(kind, marks=pytest.mark.slow) for kind in OTHERS]
 
 
+@pytest.fixture(scope="session")
+def others(tmp_path_factory):
+    """Folder of what is compiled once, in whatever order tests ask for it."""
+    return tmp_path_factory.mktemp("compiled")
+
+
 @pytest.fixture(scope="session", params=each_other)
-def other(request, tmp_path_factory, serve):
+def other(request, others, serve):
     """Other backbones and posteriors; all but race are compiled in float64, Laplace calibrated."""
-    path = tmp_path_factory.mktemp("compiled") / f"{request.param}.pt"
+    path = others / f"{request.param}.pt"
+    if path.exists():
+        return path
     serve(request.param, path)
     if request.param == "laplace":
         write_recalibrated(path, path, calibration_record(FACTORS), {})
