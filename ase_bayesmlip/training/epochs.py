@@ -6,6 +6,7 @@ Training, SWAG and IVON differ in what they do with the gradient of a batch, and
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -78,9 +79,9 @@ class Epochs(Stage):
         self.create_graph = potential.embedding.requires_grad
         self.prepare()
 
+    @abstractmethod
     def prepare(self) -> None:
         """Make the optimizer, and what else there is before the first epoch."""
-        raise NotImplementedError
 
     def epoch(self, index: int) -> float:
         """Take a step for each batch of the data in a new order; the mean loss."""

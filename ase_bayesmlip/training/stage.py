@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ase_bayesmlip.training.state import Checkpoint, check_same
 FORCES = "valid_forces_rmse_meV_per_A"
 
 
-class Stage:
+class Stage(ABC):
     """What is fitted in steps; subclasses give `step`, `state` and `restore`.
 
     Parameters
@@ -62,17 +63,17 @@ class Stage:
         self.folder = Path()
         self._since = 0.0
 
+    @abstractmethod
     def step(self, index: int) -> dict[str, Any] | None:
         """Do step `index` (from 0) and return a row of the log, if there is one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def state(self) -> dict[str, Any]:
         """Tensors and plain data that `restore` goes on from."""
-        raise NotImplementedError
 
+    @abstractmethod
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
-        raise NotImplementedError
 
     @property
     def title(self) -> str:
