@@ -8,7 +8,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ase_bayesmlip.config import Config
 
 
 def add_parser(commands: Any) -> None:
@@ -46,20 +49,17 @@ def run(arguments: argparse.Namespace) -> None:
         POSTERIORS[config.posterior.kind].fit(config, arguments.out, options)
     if rank() == 0:
         print(
-            f"trained {arguments.out}{_shortened(arguments.out, config.training.epochs)}"
+            f"trained {arguments.out}{_shortened(config, arguments.out)}"
             f"{_errors(arguments.out)}; next: bayesmlip serve {arguments.out} -o model.pt"
         )
 
 
-def _shortened(folder: Path, epochs: int) -> str:
-    """Whether time ended trainings early; resuming does not lengthen what has come to its end."""
-    from ase_bayesmlip.training.state import Checkpoint
+def _shortened(config: Config, folder: Path) -> str:
+    """Whether time ended a stage early; resuming does not lengthen what has come to its end."""
+    from ase_bayesmlip.posteriors.run_folder import cut_short
 
-    stored = [Checkpoint.read(path) for path in sorted(folder.glob("member-*/checkpoint.pt"))]
-    planned = [each.schedule[0] for each in stored if each.schedule]
-    if not planned or min(planned) >= epochs:
-        return ""
-    return f" (ended by training.time_limit after {min(planned)} of {epochs} epochs)"
+    found = cut_short(config, folder)
+    return f" (training.time_limit left {' and '.join(found)})" if found else ""
 
 
 def _errors(folder: Path) -> str:

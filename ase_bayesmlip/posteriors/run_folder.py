@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,11 +71,28 @@ def _check_same_run(config: Config, record: dict[str, Any], folder: Path) -> Non
     if old["statistics"] != record["statistics"]:
         raise ValueError(f"{folder}: the reference energies have changed since the run began")
     # Before config.yaml says so: it could not go back.
+    for path, section, epochs in _stages_of_epochs(config, folder):
+        refuse_done(path, Checkpoint.read(path), section, epochs)
+
+
+def _stages_of_epochs(config: Config, folder: Path) -> Iterator[tuple[Path, str, int]]:
+    """Checkpoints of stages that count epochs, the section of each, and its epochs as asked for."""
     for path in sorted(folder.glob("member-*/*.pt")):
         section = "training" if path.stem == Trainer.name else "posterior"
         epochs = getattr(getattr(config, section), "epochs", None)
         if epochs is not None:
-            refuse_done(path, Checkpoint.read(path), section, epochs)
+            yield path, section, epochs
+
+
+def cut_short(config: Config, folder: Path) -> list[str]:
+    """What a limit of time ended early: '2 of 50 training.epochs'; the fewest of each section."""
+    fewest: dict[str, tuple[int, int]] = {}
+    for path, section, epochs in _stages_of_epochs(config, folder):
+        schedule = Checkpoint.read(path).schedule  # empty in files of before
+        planned = schedule[0] if schedule else epochs
+        if planned < epochs:
+            fewest[section] = min(fewest.get(section, (planned, epochs)), (planned, epochs))
+    return [f"{n} of {epochs} {section}.epochs" for section, (n, epochs) in fewest.items()]
 
 
 def read_run(folder: Path) -> tuple[Config, dict[str, Any]]:

@@ -12,7 +12,7 @@ from tiny import tiny_config
 from ase_bayesmlip.cli.main import main
 from ase_bayesmlip.config import to_dict
 from ase_bayesmlip.posteriors import RunOptions, laplace
-from ase_bayesmlip.posteriors.run_folder import prepare_run, read_run
+from ase_bayesmlip.posteriors.run_folder import cut_short, prepare_run, read_run
 from ase_bayesmlip.training.data import load_training_data
 from ase_bayesmlip.training.state import Checkpoint
 
@@ -181,3 +181,17 @@ def test_fewer_epochs_than_are_done_leave_the_configuration_as_it_was(run):
         prepare_run(asked[2], data, run, resume=True)
     assert (run / "config.yaml").read_bytes() == before
     prepare_run(asked[4], data, run, resume=True)
+
+
+def test_what_time_cut_short_is_said_of_every_stage(run):
+    config = tiny_config(training={"epochs": 9}, posterior={"kind": "swag", "epochs": 7})
+    for path in run.glob("member-*/laplace*.pt"):
+        path.unlink()
+    path = run / "member-00" / "checkpoint.pt"
+    stored = Checkpoint.read(path)
+    assert cut_short(tiny_config(training={"epochs": 1}), run) == []
+    dataclasses.replace(stored, schedule=[3, 2, 0.5]).write(path)
+    dataclasses.replace(stored, schedule=[7, 0, 0.0]).write(run / "member-00" / "swag.pt")
+    assert cut_short(config, run) == ["3 of 9 training.epochs"]
+    dataclasses.replace(stored, schedule=[2, 1, 0.5]).write(run / "member-00" / "swag.pt")
+    assert cut_short(config, run) == ["3 of 9 training.epochs", "2 of 7 posterior.epochs"]
