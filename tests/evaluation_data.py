@@ -3,7 +3,7 @@
 import numpy as np
 from ase import Atoms
 
-from ase_bayesmlip.evaluation import Comparison, EvaluationFrame
+from ase_bayesmlip.evaluation import Bootstrap, Comparison, EvaluationFrame, evaluate
 
 
 def covariances(n, generator, scale=0.05):
@@ -57,3 +57,29 @@ def make_comparison(n_frames=40, seed=0, width=1.0, symbols="C2H3O", kinds=("col
             )
         )
     return Comparison(frames, results)
+
+
+def quick(**changes):
+    return Bootstrap(**{"n_resamples": 60, **changes})
+
+
+def changed(comparison, **values):
+    """The same predictions with some results replaced, or removed where the value is None."""
+    results = []
+    for result in comparison.results:
+        new = {**result, **{k: v(result) for k, v in values.items() if v is not None}}
+        results.append({k: v for k, v in new.items() if values.get(k, 0) is not None})
+    return Comparison(comparison.frames, results)
+
+
+def small_evaluation():
+    """Known and foreign frames by two models, with names and a note that need escaping."""
+    return evaluate(
+        make_comparison(12),
+        make_comparison(9, 1, width=0.4),
+        make_comparison(12, width=2.0),
+        make_comparison(9, 1, width=2.0),
+        names={"model": "<b>model</b>.pt", "test": "cold", "ood": "hot"},
+        notes=["a note with <tags> & more"],
+        bootstrap=Bootstrap(60),
+    )

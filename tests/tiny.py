@@ -129,8 +129,12 @@ def assert_same(one, other) -> None:
 N_WEIGHTS = 8  # two layers of four hidden functions
 
 
-def seeded(seed):
+def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=seeded(seed))
 
 
 def batch_of(state):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.calculators.lj import LennardJones
-from evaluation_data import make_comparison
+from evaluation_data import changed, make_comparison
 
 from ase_bayesmlip.evaluation import (
     Comparison,
@@ -20,15 +20,6 @@ from ase_bayesmlip.evaluation import (
 @pytest.fixture
 def generator():
     return np.random.default_rng(3)
-
-
-def changed(comparison, **values):
-    """The same predictions with some results replaced, or removed where the value is None."""
-    results = []
-    for result in comparison.results:
-        new = {**result, **{k: v(result) for k, v in values.items() if v is not None}}
-        results.append({k: v for k, v in new.items() if values.get(k, 0) is not None})
-    return Comparison(comparison.frames, results)
 
 
 def test_law_follows_from_what_the_results_hold():

@@ -2,28 +2,13 @@
 
 import numpy as np
 import pytest
-from evaluation_data import make_comparison
+from evaluation_data import changed, make_comparison, quick
 
 from ase_bayesmlip import metrics
 from ase_bayesmlip.evaluation import (
-    Bootstrap,
-    Comparison,
     evaluate,
 )
 from ase_bayesmlip.evaluation.detection import FRAME_SCORES, frame_scores
-
-
-def quick(**changes):
-    return Bootstrap(**{"n_resamples": 60, **changes})
-
-
-def changed(comparison, **values):
-    """The same predictions with some results replaced, or removed where the value is None."""
-    results = []
-    for result in comparison.results:
-        new = {**result, **{k: v(result) for k, v in values.items() if v is not None}}
-        results.append({k: v for k, v in new.items() if values.get(k, 0) is not None})
-    return Comparison(comparison.frames, results)
 
 
 def test_detection_is_that_of_the_scores():

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 from ase.stress import full_3x3_to_voigt_6_stress
 from ase.units import GPa
-from evaluation_data import make_comparison
+from evaluation_data import changed, make_comparison, quick
 from gaussian_errors import random_spd
 from scipy import stats
 
 from ase_bayesmlip import metrics
 from ase_bayesmlip.evaluation import (
-    Bootstrap,
     Comparison,
     energy_errors,
     evaluate,
@@ -21,19 +20,6 @@ from ase_bayesmlip.evaluation import (
 from ase_bayesmlip.evaluation.estimates import energy_numbers, force_numbers, stress_numbers
 from ase_bayesmlip.metrics import Errors, PredictiveLaw
 from ase_bayesmlip.metrics.errors import STRESS, errors_of_stress
-
-
-def quick(**changes):
-    return Bootstrap(**{"n_resamples": 60, **changes})
-
-
-def changed(comparison, **values):
-    """The same predictions with some results replaced, or removed where the value is None."""
-    results = []
-    for result in comparison.results:
-        new = {**result, **{k: v(result) for k, v in values.items() if v is not None}}
-        results.append({k: v for k, v in new.items() if values.get(k, 0) is not None})
-    return Comparison(comparison.frames, results)
 
 
 @pytest.mark.parametrize("law", [None, PredictiveLaw(), PredictiveLaw(n_members=5)])

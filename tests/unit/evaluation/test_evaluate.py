@@ -5,11 +5,10 @@ import json
 
 import numpy as np
 import pytest
-from evaluation_data import covariances, make_comparison
+from evaluation_data import changed, covariances, make_comparison, quick
 
 from ase_bayesmlip import metrics
 from ase_bayesmlip.evaluation import (
-    Bootstrap,
     Comparison,
     PredictiveLaw,
     committee_results,
@@ -22,19 +21,6 @@ N = 4000
 @pytest.fixture
 def generator():
     return np.random.default_rng(3)
-
-
-def quick(**changes):
-    return Bootstrap(**{"n_resamples": 60, **changes})
-
-
-def changed(comparison, **values):
-    """The same predictions with some results replaced, or removed where the value is None."""
-    results = []
-    for result in comparison.results:
-        new = {**result, **{k: v(result) for k, v in values.items() if v is not None}}
-        results.append({k: v for k, v in new.items() if values.get(k, 0) is not None})
-    return Comparison(comparison.frames, results)
 
 
 def one_draw(law, covariance, generator):

@@ -9,6 +9,7 @@ from e3nn import o3
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.polynomial import Legendre
+from tiny import randn
 
 from ase_bayesmlip.nn.angular import (
     Irrep,
@@ -22,11 +23,6 @@ from ase_bayesmlip.nn.angular import (
     n_components,
     parse_irreps,
 )
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
 
 def text(irrep: Irrep) -> str:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from e3nn import o3
+from tiny import randn, seeded
 
 from ase_bayesmlip.nn.angular import (
     SphericalHarmonics,
@@ -15,14 +16,6 @@ from ase_bayesmlip.nn.angular import (
     parse_irreps,
 )
 from ase_bayesmlip.nn.convolution import Convolution
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=seeded(seed))
 
 
 @pytest.mark.parametrize("l_max", [1, 2, 3])

@@ -9,6 +9,7 @@ from e3nn import o3
 from e3nn.io import CartesianTensor
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import randn
 
 from ase_bayesmlip.nn.angular import SphericalHarmonics
 from ase_bayesmlip.nn.exponential import (
@@ -20,11 +21,6 @@ from ase_bayesmlip.nn.exponential import (
     linear_tanh,
     traceless_symmetric,
 )
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
 
 def tensors_of_norm(norm: float, n: int = 20, seed: int = 0) -> torch.Tensor:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from noise import wake_readout
+from tiny import randn
 
 from ase_bayesmlip.nn.angular import Irrep
 from ase_bayesmlip.nn.build import FORCE_NOISE
@@ -22,11 +23,6 @@ from ase_bayesmlip.nn.heads import (
 
 # Of two atoms of one structure.
 BATCH = torch.zeros(2, dtype=torch.int64)
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
 
 def tensors_of_norm(norm: float, n: int = 20, seed: int = 0) -> torch.Tensor:

@@ -4,6 +4,7 @@ import math
 
 import torch
 from e3nn import o3
+from tiny import randn, seeded
 
 from ase_bayesmlip.nn.angular import (
     Irrep,
@@ -15,14 +16,6 @@ from ase_bayesmlip.nn.angular import (
     parse_irreps,
 )
 from ase_bayesmlip.nn.interaction import ChannelProduct, EquivariantLinear, SpeciesLinear
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=seeded(seed))
 
 
 def to_e3nn(features: torch.Tensor, irreps: list[Irrep]) -> torch.Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from e3nn.math import normalize2mom
 from numpy.polynomial import Polynomial
+from tiny import randn, seeded
 
 from ase_bayesmlip.nn.radial import (
     SILU_NORMALISATION,
@@ -17,14 +18,6 @@ from ase_bayesmlip.nn.radial import (
 )
 
 POWERS = [2, 3, 5, 6, 8]
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=seeded(seed))
 
 
 @pytest.mark.parametrize("p", POWERS)

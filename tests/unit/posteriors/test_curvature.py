@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chi2, multivariate_normal, norm
-from tiny import mixture_set, tiny_config, tiny_potential
+from tiny import mixture_set, seeded, tiny_config, tiny_potential
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ase_bayesmlip.nn.potential import readout_weights, set_readout_weights
@@ -35,10 +35,6 @@ def whole(data):
 
 def one(data, index=0):
     return next(data.batches([index], 1))
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 def assert_close(found, expected, tolerance):

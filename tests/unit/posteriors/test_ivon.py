@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from scipy.stats import chi2
-from tiny import tiny_config, tiny_potential, tiny_sets
+from tiny import seeded, tiny_config, tiny_potential, tiny_sets
 from torch.nn.utils import parameters_to_vector
 
 from ase_bayesmlip.posteriors import ivon
@@ -22,10 +22,6 @@ def stage_of(**settings):
 
 def flat(potential):
     return parameters_to_vector(potential.parameters()).detach()
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 # --- the start

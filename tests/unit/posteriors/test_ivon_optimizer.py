@@ -14,15 +14,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import seeded
 from torch import nn
 
 from ase_bayesmlip.posteriors.ivon_optimizer import IVON
 
 N_REPLICAS = 400
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 def normal(*shape, seed, dtype=torch.float64):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chi2
-from tiny import tiny_config, tiny_potential
+from tiny import randn, seeded, tiny_config, tiny_potential
 
 from ase_bayesmlip.posteriors import RunOptions, swag
 from ase_bayesmlip.posteriors.members import TrainedMembers
@@ -14,15 +14,6 @@ from ase_bayesmlip.posteriors.swag import Moments
 from ase_bayesmlip.training.data import load_training_data
 
 P = 5
-
-
-def randn(*shape, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 def moments_of(snapshots, rank=20):

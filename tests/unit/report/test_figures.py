@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from evaluation_data import make_comparison
+from evaluation_data import make_comparison, small_evaluation
 
 from ase_bayesmlip.evaluation import Bootstrap, Comparison, evaluate
 from ase_bayesmlip.report.figures import evaluation_figures, render
@@ -22,16 +22,7 @@ ALL_FIGURES = [
 
 @pytest.fixture(scope="module")
 def evaluation():
-    known, foreign = make_comparison(12), make_comparison(9, 1, width=0.4)
-    return evaluate(
-        known,
-        foreign,
-        make_comparison(12, width=2.0),
-        make_comparison(9, 1, width=2.0),
-        names={"model": "<b>model</b>.pt", "test": "cold", "ood": "hot"},
-        notes=["a note with <tags> & more"],
-        bootstrap=Bootstrap(60),
-    )
+    return small_evaluation()
 
 
 def test_every_figure_is_drawn(evaluation):

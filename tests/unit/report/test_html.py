@@ -5,25 +5,16 @@ import re
 
 import numpy as np
 import pytest
-from evaluation_data import make_comparison
+from evaluation_data import small_evaluation
 
 from ase_bayesmlip import report
-from ase_bayesmlip.evaluation import Bootstrap, Estimate, evaluate
+from ase_bayesmlip.evaluation import Estimate
 from ase_bayesmlip.report.html import html_report, number_with_interval
 
 
 @pytest.fixture(scope="module")
 def evaluation():
-    known, foreign = make_comparison(12), make_comparison(9, 1, width=0.4)
-    return evaluate(
-        known,
-        foreign,
-        make_comparison(12, width=2.0),
-        make_comparison(9, 1, width=2.0),
-        names={"model": "<b>model</b>.pt", "test": "cold", "ood": "hot"},
-        notes=["a note with <tags> & more"],
-        bootstrap=Bootstrap(60),
-    )
+    return small_evaluation()
 
 
 def test_report_is_one_file(evaluation):

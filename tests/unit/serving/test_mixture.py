@@ -2,17 +2,13 @@
 
 import pytest
 import torch
+from tiny import randn
 
 from ase_bayesmlip.graph import AtomicGraph
 from ase_bayesmlip.serving.mixture import Means, OwnSpread, mix
 
 BATCH = torch.tensor([0] * 4 + [1] * 1 + [2] * 7)
 N, N_GRAPHS = len(BATCH), 3
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
 
 def graph_of_energies():

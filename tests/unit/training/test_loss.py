@@ -7,6 +7,7 @@ import pytest
 import torch
 from ase import Atoms
 from scipy.stats import multivariate_normal, norm
+from tiny import randn
 
 from ase_bayesmlip.config import LossConfig
 from ase_bayesmlip.graph import AtomicGraph, batch_graphs
@@ -17,11 +18,6 @@ from ase_bayesmlip.training.loss import loss, negative_log_likelihood
 from ase_bayesmlip.training.outputs import Outputs
 
 UNIT = 1.7
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
 
 def noise_sample(n: int = 300) -> torch.Tensor:

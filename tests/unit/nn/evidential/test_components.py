@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from tiny import randn
 
 from ase_bayesmlip.nn.evidential.components import (
     eip_aleatoric_variance,
@@ -18,11 +19,6 @@ from ase_bayesmlip.nn.evidential.components import (
 )
 
 QUANTILES = pytest.mark.parametrize("quantile", [0.4, 0.5, 0.6])
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
 
 def test_components_in_closed_form():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from tiny import randn
 
 from ase_bayesmlip.nn.evidential.energies import (
     energy_student_t_nll,
@@ -15,11 +16,6 @@ from ase_bayesmlip.nn.evidential.energies import (
 from ase_bayesmlip.nn.evidential.law import NormalInverseWishart, niw_parameters
 
 BATCH = torch.tensor([0] * 4 + [1] * 1 + [2] * 7)
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
 
 def niw_of(dof: torch.Tensor, evidence: torch.Tensor) -> NormalInverseWishart:

@@ -10,6 +10,7 @@ import torch
 from e3nn import o3
 from evidential_laws import epistemic_covariance, predictive_scale, sample_predictive
 from scipy.stats import binom, invwishart, kstest, multivariate_t
+from tiny import randn
 
 from ase_bayesmlip.metrics import (
     chi_squared_law,
@@ -35,11 +36,6 @@ from ase_bayesmlip.nn.exponential import traceless_symmetric
 
 UNIT = torch.tensor(0.09, dtype=torch.float64)
 IDENTITY = torch.eye(3, dtype=torch.float64)
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
 
 def tensors_of_norm(norm: float, n: int, seed: int = 0) -> torch.Tensor:

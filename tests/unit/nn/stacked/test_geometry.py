@@ -8,6 +8,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from e3nn import o3
+from tiny import randn
 
 from ase_bayesmlip.graph import batch_graphs, dense_edges, edge_vectors, graph_to, strained
 from ase_bayesmlip.nn.angular import SphericalHarmonics
@@ -22,11 +23,6 @@ from ase_bayesmlip.testing import graph_of
 CUTOFF = 4.0
 MEMBERS = 3
 DEGREES = pytest.mark.parametrize("l_max", [0, 1, 2, 3, 4])
-
-
-def randn(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def ethanol() -> Atoms:

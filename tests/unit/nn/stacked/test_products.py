@@ -10,6 +10,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
+from tiny import randn
 
 from ase_bayesmlip.graph import DenseEdges, batch_graphs, dense_edges
 from ase_bayesmlip.nn.angular import (
@@ -61,11 +62,6 @@ def paths_of(case):
 
 def couplings_of(case) -> Couplings:
     return couplings(*irreps_of(case), paths_of(case))
-
-
-def randn(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 # --- geometry ------------------------------------------------------------------------------------
