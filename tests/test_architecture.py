@@ -50,7 +50,6 @@ COVERED_BY = {
     "card/describe.py": "unit/cli/test_main.py",
     "cli/compile.py": "contract/test_compiled.py",
     "cli/demo.py": "integration/test_cli_md.py",
-    "cli/evaluate.py": "integration/test_cli_evaluate.py",
     "config/loss.py": "unit/config/test_run.py",
     "evaluation/intervals.py": "unit/evaluation/test_evaluate.py",
     "md/events.py": "unit/md/test_monitor.py",

@@ -119,7 +119,7 @@ def _evaluate(arguments: argparse.Namespace) -> Evaluation:
     names = _names(arguments)
     ood = {
         name: _read(path, name, keys, units, card.atomic_numbers, notes)
-        for name, path in _foreign(arguments.ood, names["test"]).items()
+        for name, path in _foreign(arguments.ood, names["test"], notes).items()
     }
     return evaluate(
         **_predict(calculators, test, ood, not arguments.quiet),
@@ -192,8 +192,8 @@ def _names(arguments: argparse.Namespace) -> dict[str, str]:
     return names
 
 
-def _foreign(paths: list[str], taken: str) -> dict[str, str]:
-    """Paths of the foreign sets under names of their own."""
+def _foreign(paths: list[str], taken: str, notes: list[str]) -> dict[str, str]:
+    """Paths of the foreign sets under names of their own; notes say whose name was taken."""
     named: dict[str, str] = {}
     for path in paths:
         name = short = _short(path)
@@ -201,6 +201,8 @@ def _foreign(paths: list[str], taken: str) -> dict[str, str]:
         while name == taken or name in named:
             number += 1
             name = f"{short} ({number})"
+        if name != short:
+            notes.append(f"{name} is {path}")
         named[name] = path
     return named
 
