@@ -4,7 +4,7 @@ import multiprocessing
 import os
 
 import pytest
-from lock_holder import hold
+from spawned import hold
 from tiny import tiny_config
 
 from ase_bayesmlip.posteriors import POSTERIORS, RunOptions

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.optimize import BFGS
+from spawned import forces
 
 from ase_bayesmlip.calculator import BayesianCalculator
 from ase_bayesmlip.serving.archive import replace_card
@@ -22,11 +23,6 @@ from ase_bayesmlip.serving.runtime import load_model
 @pytest.fixture
 def calc(served):
     return BayesianCalculator(served("small"))
-
-
-def forces(atoms):
-    """At the top of the module, for processes."""
-    return atoms.get_forces()
 
 
 # --- set ---
