@@ -34,6 +34,7 @@ def rows(card: Any) -> dict[str, str]:
         "frames": f"{card.training.get('n_train', '?')} training, "
         f"{card.training.get('n_valid', '?')} validation",
         "data sha256": card.training.get("train_sha256", "?")[:16],
+        "fitted when served": _at_home(card),
         "calibrated": _calibrated(card),
         "thresholds from": _thresholds(card),
         "written": f"{card.created} with torch {card.versions.get('torch')}, "
@@ -91,6 +92,13 @@ def _passes(card: Any) -> str:
     n, extra = card.n_members, card.n_members * card.n_draws
     text = f"{n} network(s), {n} derivative(s) for forces"
     return text + (f", {extra} more for their epistemic covariance" if extra else "")
+
+
+def _at_home(card: Any) -> str:
+    if not card.home:
+        return "nothing: written without the training frames"
+    n_train, n_valid = (card.home.get(name, "?") for name in ("n_train", "n_valid"))
+    return f"to {n_train} training and {n_valid} validation frames"
 
 
 def _calibrated(card: Any) -> str:

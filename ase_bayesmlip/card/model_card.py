@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ase_bayesmlip.card.describe import html_table, summary
-from ase_bayesmlip.card.rules import UNITS, CardError, check_card
+from ase_bayesmlip.card.kinds import CardError
+from ase_bayesmlip.card.rules import UNITS, check_card
 
 FORMAT_VERSION = 1
 CARD_NAME = "extra/model_card.json"
@@ -69,6 +70,9 @@ class ModelCard:
     training : dict
         Data files, checksums, number of frames, errors on the validation set; ``train_frames`` and
         ``valid_frames`` are digests of the single structures, see `structures.overlap`.
+    home : dict
+        What was fitted to frames of the run when the file was written, and ``n_train`` and
+        ``n_valid``, the number of them. Empty where they were not given.
     calibration : dict
         ``n_frames``, ``sha256`` and ``scores`` (name -> sorted scores of the calibration frames),
         from which a monitor turns a false-alarm rate into a threshold, and digests of its
@@ -115,6 +119,7 @@ class ModelCard:
     evidential: bool = False
     seed: int | None = None
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    home: dict[str, Any] = dataclasses.field(default_factory=dict)
     calibration: dict[str, Any] = dataclasses.field(default_factory=dict)
     recalibrations: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     config: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ase_bayesmlip.cli.compile import compile_file
+
+if TYPE_CHECKING:
+    from ase_bayesmlip.config import Config
+    from ase_bayesmlip.serving.home import Home
 
 
 def add_parser(commands: Any) -> None:
@@ -67,9 +71,9 @@ def run(arguments: argparse.Namespace) -> None:
             "of the training frames are scored by all; serve them all, or give --calibration frames"
         )
     parts = frames_of_folds(state.config, state.record) if folds else []
-    out = arguments.output
+    out, home = arguments.output, _home(state.config, state.record)
     card = export_members(
-        members, state.config, state.record, out, arguments.seed, state.unfinished
+        members, state.config, state.record, out, arguments.seed, state.unfinished, home
     )
     for note in card.unfinished:
         print(f"unfinished: {note}", file=sys.stderr)
@@ -89,3 +93,14 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"wrote {out}; look at it with: bayesmlip inspect {out}")
     if arguments.backend == "aoti":
         compile_file(out, "cpu", None)
+
+
+def _home(config: Config, record: dict[str, Any]) -> Home | None:
+    """The frames of a run; where they are no longer there, the file is written without them."""
+    from ase_bayesmlip.serving.home import load_home
+
+    try:
+        return load_home(config, record)
+    except (OSError, ValueError) as error:
+        print(f"nothing is fitted to the training frames: {error}", file=sys.stderr)
+        return None

@@ -18,6 +18,7 @@ from ase_bayesmlip.nn.evidential.potential import EvidentialPotential
 from ase_bayesmlip.nn.last_layer import LastLayerPotential
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.serving.archive import quiet_torchscript, write_served
+from ase_bayesmlip.serving.home import Home
 from ase_bayesmlip.serving.runtime import DTYPES
 from ase_bayesmlip.serving.self_test import expected_numbers, probe_graph
 from ase_bayesmlip.serving.served_model import ServedModel
@@ -30,6 +31,7 @@ def export_members(
     path: Path,
     seed: int | None = None,
     unfinished: Sequence[str] = (),
+    home: Home | None = None,
 ) -> ModelCard:
     """Mix posterior samples and write them as one served file.
 
@@ -45,6 +47,8 @@ def export_members(
         Of the draw, for the card.
     unfinished : sequence of str
         What is missing of the training, for the card.
+    home : Home, optional
+        Frames of the run (`load_home`); without them nothing is fitted to any.
 
     Returns
     -------
@@ -57,11 +61,12 @@ def export_members(
     )
     for parameter in (p for member in members for p in member.parameters()):
         parameter.data = parameter.data.to(DTYPES[config.training.dtype]).to(torch.float64)
+    at_home = {} if home is None else home.record()
     model = ServedModel(members, references)
     graph = probe_graph(record["probe"], config.model.cutoff)
     expected = expected_numbers(model(graph, False, False))
     card = _card(members, config, record, {**record["probe"], "expected": expected}, seed)
-    card = dataclasses.replace(card, unfinished=list(unfinished))
+    card = dataclasses.replace(card, unfinished=list(unfinished), home=at_home)
     save_served(model, card, path)
     return card
 
