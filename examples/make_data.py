@@ -22,6 +22,7 @@ from ase import Atoms, units
 from ase.build import molecule
 from ase.calculators.calculator import CalculationFailed
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
+from ase.geometry import get_dihedrals_derivatives
 from ase.io import read, write
 from ase.md.langevin import Langevin
 from ase.optimize import BFGS
@@ -36,9 +37,10 @@ CRYSTAL_SAMPLING_METHOD = "GFN1-xTB"
 ACCURACY = 0.01
 
 FRICTION_PER_FS = 0.02
-METHYL_CARBON, MIDDLE_CARBON, OXYGEN, HYDROXYL_HYDROGEN = 0, 1, 2, 3
+METHYL_CARBON, MIDDLE_CARBON, OXYGEN, HYDROXYL_HYDROGEN = BACKBONE = 0, 1, 2, 3
 # C-C-O-H dihedral angles in degrees from which trajectories start, in turn.
 START_DIHEDRALS = (180.0, 60.0, 180.0, -60.0)
+WALL_STIFFNESS = 10.0  # eV/rad²: 300 K gets 3 degrees past a wall
 LATTICE_CONSTANT = 5.5  # Å, near the minimum of both methods
 CARBON_OXYGEN_BOND = 1.143  # Å
 ATOM_MULTIPLICITIES = {"H": 2, "C": 3, "O": 3}
@@ -79,6 +81,11 @@ def ethanol_plan(
     return TrajectoryPlan(trajectories, frames, stride_fs, (temperature, temperature), 0.5, 2000.0)
 
 
+def conformer_plan(trajectories: int, frames: int, stride_fs: float) -> TrajectoryPlan:
+    """Return a plan for many short trajectories at 300 K, with 0.5 ps to equilibrate."""
+    return TrajectoryPlan(trajectories, frames, stride_fs, (300.0, 300.0), 0.5, 500.0)
+
+
 def crystal_plan(trajectories: int, frames: int) -> TrajectoryPlan:
     """Return a plan between 100 and 200 K, with a step of 1 fs and 0.3 ps to equilibrate."""
     return TrajectoryPlan(trajectories, frames, 40.0, (100.0, 200.0), 1.0, 300.0)
@@ -93,6 +100,18 @@ ETHANOL_PLANS = {
     "ethanol_ood_600K": ethanol_plan(4, 25, 100.0, temperature=600.0),
     "ethanol_ood_1200K": ethanol_plan(4, 25, 100.0, temperature=1200.0),
 }
+# Start dihedral and the range of its size, in degrees, in which a trajectory is kept; in turn.
+TRANS, GAUCHE = (120.0, 180.0), (0.0, 120.0)
+CONFORMER_STARTS = (
+    *((180.0, TRANS), (60.0, GAUCHE), (180.0, TRANS), (-60.0, GAUCHE)) * 2,
+    *((180.0, TRANS), (120.0, (105.0, 135.0))),
+)
+CONFORMER_PLANS = {
+    "ethanol_conformers_train": conformer_plan(20, 20, 50.0),
+    "ethanol_conformers_valid": conformer_plan(10, 6, 50.0),
+    "ethanol_conformers_calib": conformer_plan(30, 10, 100.0),
+    "ethanol_conformers_test": conformer_plan(20, 10, 100.0),
+}
 CRYSTAL_PLANS = {
     "co2_train": crystal_plan(16, 5),
     "co2_valid": crystal_plan(5, 3),
@@ -102,7 +121,10 @@ SCAN_POINTS = 40
 FRAME_COUNTS = {
     "isolated_atoms": len(ATOM_MULTIPLICITIES),
     "ethanol_ood_stretch": 2 * SCAN_POINTS,
-    **{name: p.trajectories * p.frames for name, p in (ETHANOL_PLANS | CRYSTAL_PLANS).items()},
+    **{
+        name: plan.trajectories * plan.frames
+        for name, plan in (ETHANOL_PLANS | CONFORMER_PLANS | CRYSTAL_PLANS).items()
+    },
 }
 
 
@@ -164,8 +186,8 @@ def labelled_copy(atoms: Atoms, config_type: str, **info: float) -> Atoms:
     """
     frame = Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     frame.info.update(config_type=config_type, **info)
-    frame.info["REF_energy"] = float(atoms.get_potential_energy())
-    frame.arrays["REF_forces"] = atoms.get_forces()
+    frame.info["REF_energy"] = float(atoms.get_potential_energy(apply_constraint=False))
+    frame.arrays["REF_forces"] = atoms.get_forces(apply_constraint=False)
     if atoms.pbc.all():
         frame.info["REF_stress"] = atoms.get_stress(voigt=False).flatten()
     return frame
@@ -223,8 +245,7 @@ def relaxed_ethanol(dihedral: float = 180.0) -> Atoms:
         Molecule with its calculator.
     """
     atoms = molecule("CH3CH2OH")
-    backbone = (METHYL_CARBON, MIDDLE_CARBON, OXYGEN, HYDROXYL_HYDROGEN)
-    atoms.set_dihedral(*backbone, dihedral, indices=[HYDROXYL_HYDROGEN])
+    atoms.set_dihedral(*BACKBONE, dihedral, indices=[HYDROXYL_HYDROGEN])
     atoms.calc = make_calculator()
     BFGS(atoms, logfile=None).run(fmax=0.001, steps=500)
     return atoms
@@ -253,6 +274,86 @@ def ethanol_frames(name: str, seed: int) -> Iterator[Atoms]:
         for snapshot in sample(atoms, plan, temperature, generator):
             config_type = f"ethanol_{temperature:.0f}K"
             yield labelled_copy(snapshot, config_type, trajectory=trajectory)
+
+
+def signed_dihedral(atoms: Atoms) -> float:
+    """Return the C-C-O-H dihedral of ethanol between -180 and 180 degrees."""
+    return (atoms.get_dihedral(*BACKBONE) + 180.0) % 360.0 - 180.0
+
+
+def conformer(atoms: Atoms) -> str:
+    """Name the conformer of ethanol; within 15 degrees of the barrier it is none of the three."""
+    dihedral = signed_dihedral(atoms)
+    if abs(dihedral) > 135.0:
+        return "trans"
+    if abs(dihedral) > 105.0:
+        return "transition"
+    return "gauche_plus" if dihedral > 0.0 else "gauche_minus"
+
+
+class DihedralWalls:
+    """ASE constraint that pushes the size of the C-C-O-H dihedral back into a range.
+
+    Within the range nothing acts, so that the dynamics there is that of the free molecule:
+    E = k/2 (excess over the nearer end)². Labels are taken with ``apply_constraint=False``.
+
+    Parameters
+    ----------
+    low, high : float
+        Ends of the range in degrees, within 0 and 180 (where the size has no wall to hit).
+    """
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = low, high
+
+    def _excess(self, atoms: Atoms) -> float:
+        """Return by how many radians the size lies above (+) or below (-) the range."""
+        size = abs(signed_dihedral(atoms))
+        return float(np.radians(size - np.clip(size, self.low, self.high)))
+
+    def adjust_potential_energy(self, atoms: Atoms) -> float:
+        """Return the energy of the wall in eV."""
+        return 0.5 * WALL_STIFFNESS * self._excess(atoms) ** 2
+
+    def adjust_forces(self, atoms: Atoms, forces: np.ndarray) -> None:
+        """Add the force of the wall in eV/Å."""
+        bonds = np.diff(atoms.positions[list(BACKBONE)], axis=0)[:, None, :]
+        gradient = np.radians(get_dihedrals_derivatives(*bonds)[0])
+        sign = np.sign(signed_dihedral(atoms))
+        forces[list(BACKBONE)] -= WALL_STIFFNESS * self._excess(atoms) * sign * gradient
+
+    def adjust_positions(self, atoms: Atoms, new: np.ndarray) -> None:
+        """Leave positions alone."""
+
+    def get_removed_dof(self, atoms: Atoms) -> int:  # noqa: ARG002
+        """Return 0: walls take no degree of freedom away."""
+        return 0
+
+
+def conformer_frames(name: str, seed: int) -> Iterator[Atoms]:
+    """Yield labelled ethanol frames from trajectories that are kept in one conformer each.
+
+    Parameters
+    ----------
+    name : str
+        Key in ``CONFORMER_PLANS``.
+    seed : int
+        Seed given on the command line.
+
+    Yields
+    ------
+    ase.Atoms
+        Labelled frame; its ``config_type`` is the conformer that it is in.
+    """
+    plan = CONFORMER_PLANS[name]
+    for trajectory in range(plan.trajectories):
+        dihedral, kept_in = CONFORMER_STARTS[trajectory % len(CONFORMER_STARTS)]
+        atoms = relaxed_ethanol(dihedral)
+        atoms.set_dihedral(*BACKBONE, dihedral, indices=[HYDROXYL_HYDROGEN])
+        atoms.set_constraint(DihedralWalls(*kept_in))
+        generator = random_generator(seed, name, trajectory)
+        for snapshot in sample(atoms, plan, plan.temperature_range[0], generator):
+            yield labelled_copy(snapshot, f"ethanol_{conformer(snapshot)}", trajectory=trajectory)
 
 
 def bond_scan(
@@ -407,6 +508,8 @@ def frames_of(name: str, seed: int) -> Iterator[Atoms]:
     """
     if name in ETHANOL_PLANS:
         return ethanol_frames(name, seed)
+    if name in CONFORMER_PLANS:
+        return conformer_frames(name, seed)
     if name in CRYSTAL_PLANS:
         return crystal_frames(name, seed)
     return stretch_frames() if name == "ethanol_ood_stretch" else isolated_atom_frames()
@@ -447,7 +550,8 @@ def write_checksums(directory: Path) -> None:
     """
     lines = [
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
-        for path in sorted(directory.glob("*.extxyz"))
+        for path in sorted(directory.glob("*.*"))
+        if path.suffix in (".extxyz", ".pt")
     ]
     (directory / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
 
@@ -485,9 +589,7 @@ def gauche_fraction(frames: list[Atoms]) -> float:
     float
         Fraction of gauche frames.
     """
-    backbone = (METHYL_CARBON, MIDDLE_CARBON, OXYGEN, HYDROXYL_HYDROGEN)
-    angles = np.array([frame.get_dihedral(*backbone) for frame in frames])
-    return float(np.mean((angles < 120.0) | (angles > 240.0)))
+    return float(np.mean([abs(signed_dihedral(frame)) < 120.0 for frame in frames]))
 
 
 def broken_fraction(frames: list[Atoms]) -> float:
@@ -522,7 +624,7 @@ def print_summary(directory: Path) -> None:
     """
     print("| file | frames | lag-1 energy autocorrelation | gauche | broken bond |")
     print("|---|---|---|---|---|")
-    for name in ETHANOL_PLANS:
+    for name in ETHANOL_PLANS | CONFORMER_PLANS:
         path = directory / f"{name}.extxyz"
         if path.exists():
             frames = read(path, ":")
