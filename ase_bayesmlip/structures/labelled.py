@@ -28,6 +28,7 @@ from ase_bayesmlip.structures.labels import (
     stress_of,
 )
 from ase_bayesmlip.structures.npz import read_npz
+from ase_bayesmlip.structures.qm9 import is_qm9, read_qm9
 from ase_bayesmlip.structures.reading import (
     DataError,
     check_named_once,
@@ -121,7 +122,8 @@ def read_any(
     Without isolated atoms. The names are those given, or those that the format prescribes.
     """
     folder = is_deepmd(path)
-    found = read_deepmd(path, index) if folder else read_structures(path, index)
+    read = read_deepmd if folder else read_qm9 if is_qm9(path) else read_structures
+    found = read(path, index)
     sources = [(f"{path}#{number}", atoms) for number, atoms in found]
     kept = [(source, atoms) for source, atoms in sources if not is_isolated_atom(atoms, source)]
     return kept, DEEPMD_KEYS if folder else keys

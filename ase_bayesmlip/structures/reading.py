@@ -18,6 +18,7 @@ from ase_bayesmlip.structures.extxyz_text import problems_of
 
 COMPRESSED = (".gz", ".bz2", ".xz")
 ISOLATED = "IsolatedAtom"
+LFS_POINTER = b"version https://git-lfs.github.com"
 
 # What folders hold frames in, the surest first: runs of a program, of `bayesmlip md`, collections.
 LABELLED: tuple[str, ...] = ("recalculated.extxyz", "vasprun.xml", "OUTCAR", "type.raw")
@@ -91,7 +92,7 @@ def _what_is_there(name: Path) -> str:
 
 
 def check_is_file(path: Path) -> None:
-    """Raise `DataError` for a folder, `FileNotFoundError` for nothing at all."""
+    """Raise `DataError` for a folder or a pointer, `FileNotFoundError` for nothing at all."""
     if (path / "run.json").is_file():
         raise DataError(f"{path} is the folder of a training; give the frames, not the run")
     if path.is_dir():
@@ -101,6 +102,9 @@ def check_is_file(path: Path) -> None:
         raise DataError(f"{path} is a folder; give {these}")
     if not path.is_file():
         raise FileNotFoundError(f"no data file at {path}; {_what_is_there(path)}")
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise DataError(f"{path} is a pointer of Git LFS, not the data; run 'git lfs pull'")
 
 
 def read_structures(path: Path, index: slice) -> list[tuple[int, Atoms]]:

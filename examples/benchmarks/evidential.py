@@ -45,7 +45,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 LEARNING_RATE = 0.01  # of the last third: where a cosine from 0.04 stands at two thirds
 # Training frames of the study of data efficiency, at the same number of steps.
-FRACTIONS = {"uracil": (120, 200, 280)}
+FRACTIONS = {"uracil": (120, 200, 280), "aspirin": (120, 200, 280)}
 EFFICIENT = ("coupled", "invariant", "eip")
 
 

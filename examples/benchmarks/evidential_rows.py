@@ -182,6 +182,7 @@ def summary(said: Said, foreign: Said | None) -> dict[str, Any]:
         "energy_score_meV_per_A": bootstrap.mean(as_errors, lambda e: mae(e.error), _milli),
     }
     found: dict[str, Any] = {"n_frames": int(errors.frame.max()) + 1, "n_atoms": len(errors.error)}
+    found["sd_ln_sigma"] = float(np.std(np.log(errors.std)))
     for name, estimate in estimates.items():
         found[name], found[f"{name}_ci"] = estimate.value, estimate.interval.tolist()
     found |= _rank_numbers(said, np.linalg.norm(draws[:, 0], axis=1), generator)
@@ -266,17 +267,25 @@ def step_times(calculators: dict[str, BayesianCalculator], atoms: Atoms) -> dict
 
 
 def evaluate_dataset(
-    dataset: str, folder: Path, data: Path, fractions: dict[int, str]
+    dataset: str,
+    folder: Path,
+    data: Path,
+    fractions: dict[int, str],
+    chosen: dict[str, tuple[str, str, str]] = ROWS,
+    prefix: str | None = None,
 ) -> dict[str, Any]:
-    """All rows of a data set whose runs exist, and its data efficiency."""
+    """The chosen rows of a data set whose runs exist, and its data efficiency.
+
+    Names of the runs begin with the data set's, or another `prefix`.
+    """
     test, foreign, calibration = (
         None if path is None else read_frames(str(data / path)) for path in DATASETS[dataset]
     )
     assert test is not None
     rows, answers, calculators = {}, {}, {}
     with TemporaryDirectory() as name:
-        for row, (_, run, how) in ROWS.items():
-            path = folder / f"{dataset}_{run}"
+        for row, (_, run, how) in chosen.items():
+            path = folder / f"{prefix or dataset}_{run}"
             try:
                 state = POSTERIORS[read_run(path)[0].posterior.kind].load(path)
             except (FileNotFoundError, ValueError) as error:

@@ -62,3 +62,9 @@ def test_truncated_npz(tmp_path, keep):
     path.write_bytes(content[: int(keep * len(content))])
     with pytest.raises(DataError, match="not a readable"):
         read_frames(str(path))
+
+
+def test_what_else_is_in_the_files_of_md22_is_no_matter(tmp_path):
+    about = {"name": "Ac", "theory": np.array("PBE+MBD"), "extra": np.array([{}], dtype=object)}
+    frames = read_frames(write_npz(tmp_path / "a.npz", "MD22", **about))
+    assert len(frames) == 4
