@@ -232,7 +232,9 @@ def _members(spec, references):
         posterior=POSTERIOR_CONFIGS[options["kind"]](options["members"]),
     )
     elements = sorted(references)
-    statistics = DataStatistics(elements, [references[z] for z in elements], 9.0, 0.2)
+    statistics = DataStatistics(
+        elements, [references[z] for z in elements], 9.0, 0.2, anchored=True
+    )
     members = [
         wake_noise(build_potential(model, loss, statistics, seed), seed)
         .eval()

@@ -66,6 +66,7 @@ COVERED_BY = {
     "nn/race_plus.py": "unit/nn/test_potential.py",
     "nn/stacked/blocks.py": "unit/nn/stacked/test_potential.py",
     "nn/stacked/kernels.py": "unit/nn/stacked/test_products.py",
+    "nn/stacked/pairs.py": "unit/nn/stacked/test_potential.py",
     "nn/stacked/operators.py": "unit/nn/stacked/test_products.py",
     "posteriors/around_members.py": "integration/test_posteriors.py",
     "posteriors/ensemble.py": "integration/test_training.py",

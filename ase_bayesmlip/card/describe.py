@@ -29,6 +29,7 @@ def rows(card: Any) -> dict[str, str]:
         "elements": ", ".join(
             f"{symbol} ({energy:.4f} eV)" for symbol, energy in card.reference_energies.items()
         ),
+        "lone atoms": _lone_atoms(card),
         "trained in": card.dtype,
         "compiled for": ", ".join(_machine(record) for record in card.compiled) or "nothing",
         "frames": f"{card.training.get('n_train', '?')} training, "
@@ -85,6 +86,13 @@ def _aleatoric(card: Any) -> str:
     parts = [("energy", card.has_aleatoric_energy), ("forces", card.has_aleatoric_forces)]
     known = [name for name, trained in parts if trained]
     return f"noise heads trained on {' and '.join(known)}" if known else "unknown (no noise heads)"
+
+
+def _lone_atoms(card: Any) -> str:
+    if card.anchored:
+        return "have the energy of their element, without variance"
+    trained = card.training.get("has_lone_atoms")
+    return "as the training frames had them" if trained else "their energy is unknown"
 
 
 def _passes(card: Any) -> str:

@@ -58,6 +58,9 @@ class ModelCard:
     ddof : int
         Spread over S samples divides by S - ddof; 0 where their mean is known (draws of one
         network).
+    anchored : bool or None
+        Whether a lone atom has exactly that energy, without variance. Otherwise what the file says
+        of it is unknown; None in files from before there was a choice.
     has_epistemic : bool
         Whether there is a spread: of two or more networks, or of draws.
     evidential : bool
@@ -117,6 +120,7 @@ class ModelCard:
     ddof: int = 1
     n_draws: int = 0
     evidential: bool = False
+    anchored: bool | None = None
     seed: int | None = None
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     home: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -168,6 +168,7 @@ FIELDS: dict[str, Rule] = {
     "dtype": one_of("float32", "float64"),
     "reference_energies": mapping(number()),
     "seed": or_null(count),
+    "anchored": or_null(flag),
     "unfinished": list_of(text),
     "training": _TRAINING,
     "home": record_of({}, dict.fromkeys(("n_train", "n_valid"), count)),

@@ -10,6 +10,7 @@ from ase_bayesmlip.config.run import (
     ModelConfig,
     SeedsConfig,
     TrainingConfig,
+    completed,
     load_config,
     to_dict,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "SeedsConfig",
     "TrainingConfig",
     "check_keys",
+    "completed",
     "from_dict",
     "load_config",
     "to_dict",

@@ -77,6 +77,11 @@ class ModelConfig:
         invariants: the baseline that does not rotate with the structure.
     energy_noise : "sum" or "mean"
         Energy variance Σ exp(s_i), or the published exp ⟨s_i⟩, which does not grow with size.
+    anchor : bool
+        Give a lone atom exactly its reference energy, without variance, if those are given and not
+        fitted. Set it to false for given energies that are not those of isolated atoms.
+    repulsion : bool
+        Add the ZBL repulsion of atoms that are closer than the sum of their covalent radii.
     """
 
     backbone: Literal["race", "race_plus"] = "race_plus"
@@ -90,6 +95,8 @@ class ModelConfig:
     readout_hidden: int = 64
     covariance: Literal["spd", "cholesky", "iso", "none", "invariant"] = "spd"
     energy_noise: Literal["sum", "mean"] = "sum"
+    anchor: bool = True
+    repulsion: bool = True
 
 
 @dataclass(frozen=True)
@@ -240,6 +247,14 @@ def _training_rules(training: TrainingConfig) -> list[Rule]:
 def to_dict(config: Any) -> dict[str, Any]:
     """The resolved configuration as plain data."""
     return dataclasses.asdict(config)
+
+
+def completed(stored: Any) -> Any:
+    """The configuration that a run or a file has kept, with what could not be chosen then."""
+    if not (isinstance(stored, dict) and isinstance(stored.get("model", {}), dict)):
+        return stored
+    before = {"anchor": False, "repulsion": False}
+    return {**stored, "model": {**before, **stored.get("model", {})}}
 
 
 def load_config(path: str | Path) -> Config:

@@ -46,6 +46,8 @@ class DataStatistics:
     force_rms : float, eV/Å
     mean_energies : list of float, eV
         Interaction energy of an atom of each element, by least squares: where training starts.
+    anchored : bool
+        Whether the reference energies are those of isolated atoms, not fitted.
     """
 
     atomic_numbers: list[int]
@@ -53,6 +55,8 @@ class DataStatistics:
     avg_n_neighbors: float
     force_rms: float
     mean_energies: list[float] = field(default_factory=list)
+    # Runs of before did not say; the energies themselves are compared.
+    anchored: bool = field(default=False, compare=False)
 
 
 def build_potential(
@@ -98,6 +102,8 @@ def build_potential(
         "readout_hidden": model.readout_hidden,
         "scale": statistics.force_rms,
         "generator": generator,
+        "anchored": model.anchor and statistics.anchored,
+        "repulsion": model.repulsion,
     }
     potential: Potential
     if loss.kind in EVIDENTIAL_LOSSES:

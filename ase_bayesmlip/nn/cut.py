@@ -24,7 +24,8 @@ class Cut(NamedTuple):
         The edges that are taken at once.
     harmonics : Tensor, (n_edges, (l_max + 1)²)
     radial : Tensor, (n_edges, n_radial)
-        Both depend on the positions.
+    direct : Tensor, (n_atoms,), eV
+        The part of the energies that depends on distances alone. All three depend on the positions.
     sources : list of Tensor, each (n_atoms, components, channels)
         What each layer sends; depends on the densities of the layers before.
     densities : list of Tensor, each (n_atoms, components, channels)
@@ -35,6 +36,7 @@ class Cut(NamedTuple):
     parts: list[Part]
     harmonics: Tensor
     radial: Tensor
+    direct: Tensor
     sources: list[Tensor]
     densities: list[Tensor]
 

@@ -137,10 +137,12 @@ def check_start(
         raise ValueError(f"{where} holds another potential ({'; '.join(changed)})")
     if len(start.weights) < n_members:
         raise ValueError(f"{where} holds {len(start.weights)} members; {n_members} are asked for")
-    record = data.record()
-    for name in ("train_sha256", "statistics"):
-        if start.record[name] != record[name]:
-            raise ValueError(f"{where} was trained on other data ({name} differs)")
+    same = {
+        "train_sha256": start.record["train_sha256"] == data.record()["train_sha256"],
+        "statistics": start.statistics == data.statistics,
+    }
+    for name in (name for name, is_same in same.items() if not is_same):
+        raise ValueError(f"{where} was trained on other data ({name} differs)")
 
 
 def _fit_member(

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 from ase.data import chemical_symbols
 
-from ase_bayesmlip.config import Config, to_dict
+from ase_bayesmlip.config import Config, completed, to_dict
 from ase_bayesmlip.config.strict import from_dict
 from ase_bayesmlip.files import write_whole
 from ase_bayesmlip.nn.build import DataStatistics
@@ -68,7 +68,7 @@ def _check_same_run(config: Config, record: dict[str, Any], folder: Path) -> Non
     for name in ("train", "valid"):
         if old[f"{name}_sha256"] != record[f"{name}_sha256"]:
             raise ValueError(f"{folder}: the {name} frames have changed since the run began")
-    if old["statistics"] != record["statistics"]:
+    if DataStatistics(**old["statistics"]) != DataStatistics(**record["statistics"]):
         raise ValueError(f"{folder}: the reference energies have changed since the run began")
     # Before config.yaml says so: it could not go back.
     for path, section, epochs in _stages_of_epochs(config, folder):
@@ -116,7 +116,7 @@ def read_run(folder: Path) -> tuple[Config, dict[str, Any]]:
             )
     path = folder / CONFIG_FILE
     try:
-        config = from_dict(Config, yaml.safe_load(path.read_text(encoding="utf-8")))
+        config = from_dict(Config, completed(yaml.safe_load(path.read_text(encoding="utf-8"))))
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is damaged: {error}; {_repair(folder, path)}") from error
     path = folder / RECORD_FILE

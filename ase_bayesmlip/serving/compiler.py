@@ -20,7 +20,7 @@ import torch
 from ase import Atoms
 
 from ase_bayesmlip.card import ModelCard
-from ase_bayesmlip.config import LossConfig, ModelConfig
+from ase_bayesmlip.config import LossConfig, ModelConfig, completed
 from ase_bayesmlip.config.strict import from_dict
 from ase_bayesmlip.graph import AtomicGraph, batch_graphs
 from ase_bayesmlip.nn.build import DataStatistics, build_potential
@@ -144,7 +144,7 @@ def rebuild_members(
     path: Path, card: ModelCard
 ) -> tuple[list[Potential | LastLayerPotential], torch.Tensor]:
     """Potentials with the weights of a served file, in float64, and its reference energies."""
-    model = from_dict(ModelConfig, card.config["model"])
+    model = from_dict(ModelConfig, completed(card.config)["model"])
     loss = from_dict(LossConfig, card.config["loss"])
     with quiet_torchscript():
         module = torch.jit.load(str(path), map_location="cpu")
@@ -158,6 +158,7 @@ def rebuild_members(
             list(card.reference_energies.values()),
             avg_n_neighbors=1.0 / convolution.normalisation,
             force_rms=float(state["scale"]),
+            anchored=bool(card.anchored),
         )
         potential = build_potential(model, loss, statistics, seed=0)
         potential.load_state_dict({name: state[name] for name in potential.state_dict()})

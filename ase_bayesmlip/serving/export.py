@@ -96,6 +96,7 @@ def _card(
         seed=seed,
         has_epistemic=len(members) > 1 or n_draws > 0 or evidential,
         evidential=evidential,
+        anchored=config.model.anchor and statistics.get("anchored", False),
         has_aleatoric_energy=first.has_energy_noise,
         has_aleatoric_forces=first.has_force_noise,
         n_parameters=sum(parameter.numel() for parameter in first.parameters()),

@@ -45,6 +45,9 @@ class ServedModel(nn.Module):
         reference_energies: dict[int, float],
     ) -> None:
         super().__init__()
+        for member in members:
+            network = member.potential if isinstance(member, LastLayerPotential) else member
+            network.fold()
         self.members = nn.ModuleList(members)
         table = torch.zeros(MAX_ATOMIC_NUMBER + 1, dtype=torch.float64)
         for number, energy in reference_energies.items():

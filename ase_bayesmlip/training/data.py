@@ -265,6 +265,7 @@ def load_training_data(config: Config) -> TrainingData:
             "is nothing to learn; a cutoff is 4 to 6 Å as a rule"
         )
     statistics = data_statistics(shared, references, counts)
+    statistics = dataclasses.replace(statistics, anchored=data.reference_energies != "fit")
     lone = [f.atoms.numbers[count == 0] for f, count in zip(train, of_frames, strict=True)]
     elements = np.unique(np.concatenate(lone)).tolist()
     n_lone = sum(map(bool, map(len, lone)))

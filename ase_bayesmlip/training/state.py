@@ -100,6 +100,9 @@ def run_identity(config: Config) -> dict[str, Any]:
     keys["stress"] = config.data.keys.stress_or_default
     if keys["virial"] is None:
         del keys["virial"]
+    for key in ("anchor", "repulsion"):  # as runs of before, which had neither
+        if not identity["model"][key]:
+            del identity["model"][key]
     identity["posterior"].pop("start_from", None)  # its weights are checked, too
     identity["posterior"].pop("samples", None)
     return identity

@@ -14,6 +14,7 @@ from ase_bayesmlip.graph import AtomicGraph
 from ase_bayesmlip.nn.evidential.components import ComponentEvidence
 from ase_bayesmlip.nn.evidential.head import Evidence
 from ase_bayesmlip.nn.heads import NoiseHeads
+from ase_bayesmlip.nn.pairs import quiet_if_alone
 from ase_bayesmlip.nn.potential import Potential, Strata
 from ase_bayesmlip.prediction import MemberOutput
 
@@ -44,7 +45,8 @@ class EvidentialPotential(Potential):
         lazy: bool = False,
     ) -> MemberOutput:
         """As `Potential.output`, with the moments of the evidential laws."""
-        return self.head.output(strata.energies, self.evidence(strata), lazy)  # type: ignore[operator]
+        output = self.head.output(strata.energies, self.evidence(strata), lazy)  # type: ignore[operator]
+        return quiet_if_alone(output, strata.presence)
 
     def with_evidence(
         self, graph: AtomicGraph

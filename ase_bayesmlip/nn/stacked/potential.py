@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ase_bayesmlip.nn.angular import Irrep
 from ase_bayesmlip.nn.evidential.potential import EvidentialPotential
 from ase_bayesmlip.nn.heads import NoiseHeads
+from ase_bayesmlip.nn.pairs import quiet_if_alone
 from ase_bayesmlip.nn.potential import Potential, readout_weights
 from ase_bayesmlip.nn.race_plus import RacePlusLayer
 from ase_bayesmlip.nn.stacked.blocks import (
@@ -32,6 +33,7 @@ from ase_bayesmlip.nn.stacked.blocks import (
 )
 from ase_bayesmlip.nn.stacked.geometry import Surroundings
 from ase_bayesmlip.nn.stacked.kernels import channel_kernels, neighbor_kernels, prelude
+from ase_bayesmlip.nn.stacked.pairs import StackedPairs
 from ase_bayesmlip.prediction import MemberOutput
 
 
@@ -110,10 +112,17 @@ class StackedLayer(nn.Module):
 
 
 class Record(NamedTuple):
-    """What a forward pass of `StackedPotential` leaves for its derivatives."""
+    """What a forward pass of `StackedPotential` leaves for its derivatives.
+
+    Attributes
+    ----------
+    direct : Tensor or None, (members, n_atoms, width), eV/Å
+        Derivatives by the distances of what depends on them alone.
+    """
 
     layers: list[list[SavedTensors]]
     readouts: list[SavedTensors]
+    direct: Tensor | None
 
 
 class StackedHeads(nn.Module):
@@ -181,6 +190,10 @@ class StackedPotential(nn.Module):
         self.register_buffer("energy_scale", stack([m.noise.energy_scale for m in members]))
         self.register_buffer("force_scale", stack([m.noise.force_scale for m in members]))
         self.register_buffer("one_hot", first.one_hot.clone())
+        self.pairs = None if first.pairs is None else StackedPairs(first.pairs, members)
+        self.anchored = first.anchored
+        if first.anchored:
+            self.register_buffer("lone", stack([m.lone_readings() for m in members]))
 
     def kernel_source(self, dtype: torch.dtype) -> str:
         """C++ source of all products, see `kernels`."""
@@ -221,7 +234,7 @@ class StackedPotential(nn.Module):
         tensors: list[Tensor] = []
         basis: list[Tensor] = []
         kept: list[Features] = []
-        record = Record([], [])
+        record = Record([], [], None)
         for layer, readout in zip(self.layers, self.readouts, strict=True):
             features, of_layer = layer(features, species, around)
             kept.append(features)
@@ -232,23 +245,33 @@ class StackedPotential(nn.Module):
             total = total + out
             tensors += [] if tensor is None else [tensor]
         scale = self.get_buffer("scale").unsqueeze(1)
-        energies = scale * (total + bias)[..., 0]
+        noise = (total / len(self.layers) + bias)[..., 1:]
+        energies = scale * (total if self.anchored else total + bias)[..., 0]
         basis_of_energy = scale.unsqueeze(2) * torch.cat(basis, dim=2)
+        present = None
+        if self.anchored:
+            lone = species @ self.get_buffer("lone")
+            energies, basis_of_energy = energies - lone[..., 0], basis_of_energy - lone[..., 1:]
+        if self.pairs is not None:
+            direct, slopes, present = self.pairs(species, around)
+            energies, record = energies + direct, record._replace(direct=slopes)
         if self.heads is not None:
-            return self.heads(energies, kept, species), basis_of_energy, record
-        raw = (total / len(self.layers) + bias)[..., 1:]
-        tensor = torch.stack(tensors).mean(dim=0) if tensors else raw[..., :0]
-        noise = self._noise(raw, tensor, batch, n_graphs)
-        return MemberOutput(energies, *noise), basis_of_energy, record
+            output = self.heads(energies, kept, species)
+        else:
+            tensor = torch.stack(tensors).mean(dim=0) if tensors else noise[..., :0]
+            output = MemberOutput(energies, *self._noise(noise, tensor, batch, n_graphs))
+        output = quiet_if_alone(output, present if self.anchored else None)
+        return output, basis_of_energy, record
 
     def gradients(
         self, combinations: Tensor, record: Record, species: Tensor, around: Surroundings
     ) -> Tensor:
         """Derivatives of Σ_atoms combination · basis by the vectors to neighbours.
 
-        From combinations, (blocks · members, P), readout weights or deviations of them, of which
-        the q-th is one of member q % members, to (blocks · members, n_atoms, width, 3). The record
-        is of the forward pass with the same species and surroundings.
+        From combinations, (blocks · members, P), to (blocks · members, n_atoms, width, 3). The
+        q-th is of member q % members: first come the readout weights, whose sums are the energies
+        with all that depends on distances alone, then deviations of them. The record is of the
+        forward pass with the same species and surroundings.
         """
         layers: list[StackedLayer] = [*self.layers]  # type: ignore[list-item]
         readouts: list[StackedReadout] = [*self.readouts]  # type: ignore[list-item]
@@ -264,6 +287,11 @@ class StackedPotential(nn.Module):
                 added(slopes, own), record.layers[k], species, around, by_features=k > 0
             )
             by_vectors.append(found)
+        if record.direct is not None:
+            units = around.slopes[:, :, 0]
+            direct = record.direct.unsqueeze(3) * units
+            rest = direct.new_zeros(len(scaled) - len(direct), *direct.shape[1:])
+            by_vectors.append(torch.cat([direct, rest]))
         return torch.stack(by_vectors).sum(dim=0)
 
     def _noise(

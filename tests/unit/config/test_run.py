@@ -15,6 +15,7 @@ from ase_bayesmlip.config import (
     LossConfig,
     ModelConfig,
     TrainingConfig,
+    completed,
     from_dict,
     to_dict,
 )
@@ -84,6 +85,15 @@ def test_joint_likelihood_needs_a_covariance():
 def test_ranges_hold_without_yaml_too():
     with pytest.raises(ConfigError, match=r"model\.cutoff"):
         Config(data=DataConfig("a"), model=ModelConfig(cutoff=-1.0))
+
+
+def test_what_could_not_be_chosen_before_is_as_it_was_then():
+    model = from_dict(Config, completed({"data": {"train": "a"}, "model": {"cutoff": 4.0}})).model
+    assert model == ModelConfig(cutoff=4.0, anchor=False, repulsion=False)
+    kept = to_dict(config(model={"repulsion": False}))
+    assert completed(kept) == kept
+    for damaged in (None, [], {"model": 3}):
+        assert completed(damaged) == damaged
 
 
 def test_configuration_is_frozen():

@@ -18,7 +18,7 @@ from ase_bayesmlip.training.loss import loss
 from ase_bayesmlip.training.outputs import evaluate
 
 CUTOFF = 5.0
-STATISTICS = DataStatistics([1, 6, 8], [0.0, 0.0, 0.0], 12.0, 2.0)
+STATISTICS = DataStatistics([1, 6, 8], [0.0, 0.0, 0.0], 12.0, 2.0, anchored=True)
 CASES = {
     "race": {"backbone": "race", "n_layers": 3, "hidden_irreps": "4x0e + 4x1o + 4x2e"},
     "race-parities": {
@@ -35,6 +35,7 @@ CASES = {
         "envelope_power": 2,
     },
     "plus": {"hidden_irreps": "4x0e + 4x1o + 4x2e"},
+    "plus-free": {"hidden_irreps": "4x0e + 4x1o + 4x2e", "anchor": False, "repulsion": False},
     "plus-scalars": {"hidden_irreps": "4x0e", "l_max": 2},
     "plus-l1": {"hidden_irreps": "4x0e + 4x1o", "l_max": 1, "covariance": "iso"},
     "plus-l3": {"hidden_irreps": "4x0e + 4x1o + 4x2e + 4x3o", "l_max": 3, "n_layers": 1},
@@ -539,7 +540,7 @@ def test_every_parameter_has_a_gradient_under_the_joint_likelihood(case, covaria
 
 def test_two_layers_of_noise_are_averaged_and_energies_added():
     """With readouts set to zero only the biases remain, once each."""
-    potential = make_potential("plus", n_layers=3)
+    potential = make_potential("plus-free", n_layers=3)
     with torch.no_grad():
         for readout in potential.readouts:
             readout.network.weights[-1].zero_()

@@ -166,6 +166,19 @@ def test_a_run_from_before_a_setting_existed_is_served(run):
     assert laplace.load(run).config == read_run(run)[0]
 
 
+def test_a_run_from_before_anchors_is_built_as_it_was(run):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    for name in ("anchor", "repulsion"):
+        del config["model"][name]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    record = json.loads((run / "run.json").read_text())
+    del record["statistics"]["anchored"]
+    (run / "run.json").write_text(json.dumps(record))
+    (potential,) = laplace.load(run).run.potentials()
+    assert (potential.pairs, potential.anchored) == (None, False)
+    prepare_run(read_run(run)[0], load_training_data(CONFIG), run, resume=True)
+
+
 def test_fewer_epochs_than_are_done_leave_the_configuration_as_it_was(run):
     asked = {n: tiny_config(training={"epochs": n}, posterior={"kind": "laplace"}) for n in (2, 4)}
     data = load_training_data(asked[4])
