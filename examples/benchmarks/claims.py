@@ -186,7 +186,8 @@ def of_family(
         if not rows and not (kind == "start" and family in families):
             continue
         content = seeded(content, seed)
-        content["training"]["epochs"] = round(arguments.longer * content["training"]["epochs"])
+        epochs = round(arguments.longer * content["training"]["epochs"])
+        content["training"]["epochs"] = max(1, epochs)
         measure = family_measure(dataset, family, rows)
         yield Task(part, dataset, f"seed{seed}/{run}", seed, content, measure)
 
