@@ -63,6 +63,7 @@ SERVED = {
     "cholesky": {"members": 2, "covariance": "cholesky"},
     "laplace": {"kind": "laplace", "members": 1, "draws": 3},
     "laplace_mixture": {"kind": "laplace", "members": 2, "draws": 3, "loss": "mse"},
+    "laplace_elements": {"kind": "laplace", "members": 2, "draws": 3, "by_element": True},
     "evidential": {"kind": "evidential", "members": 1, "loss": "evidential", "hidden": VECTORS},
     "evidence": {"kind": "evidential", "members": 3, "loss": "evidential", "mode": "paper"},
     "evidential_laplace": {"kind": "laplace", "members": 1, "draws": 3, "loss": "evidential"},
@@ -188,16 +189,23 @@ POSTERIOR_CONFIGS = {
 }
 
 
-def uncertain_readout(potential, n_draws, seed=0):
-    """A last-layer Laplace approximation with a random factor, correlated and not small."""
+def uncertain_readout(potential, n_draws, seed=0, by_element=False):
+    """A last-layer Laplace approximation with a random factor, correlated and not small.
+
+    By element its mean has changed as well.
+    """
     n_weights = len(readout_weights(potential))
+    if by_element:
+        n_weights *= len(potential.atomic_numbers)
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     factor = 0.05 * normal(n_weights, n_weights).tril()
-    return LastLayerPotential(potential, factor, factor @ normal(n_weights, n_draws))
+    draws = factor @ normal(n_weights, n_draws)
+    shift = 0.1 * normal(n_weights) if by_element else None
+    return LastLayerPotential(potential, factor, draws, shift)
 
 
 def _members(spec, references):
@@ -211,6 +219,7 @@ def _members(spec, references):
         "draws": 0,
         "hidden": TENSORS,
         "mode": "coupled",
+        "by_element": False,
         **spec,
     }
     model = ModelConfig(
@@ -246,7 +255,10 @@ def _members(spec, references):
     for parameter in (p for member in members for p in member.parameters()):
         parameter.data = parameter.data.to(dtype).to(torch.float64)
     if options["draws"] > 0:
-        members = [uncertain_readout(m, options["draws"], k) for k, m in enumerate(members)]
+        resolved = options["by_element"]
+        members = [
+            uncertain_readout(m, options["draws"], k, resolved) for k, m in enumerate(members)
+        ]
     return members, config, statistics
 
 

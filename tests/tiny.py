@@ -85,8 +85,11 @@ def mixture_set(config: Config) -> GraphDataset:
 
 @functools.cache
 def laplace_state(kind="nll_jef", members=1, **posterior) -> laplace.State:
-    """A Laplace posterior around untrained potentials, whose weights are as good as any."""
-    settings = {"kind": "laplace", "members": members, **posterior}
+    """A Laplace posterior around untrained potentials, whose weights are as good as any.
+
+    One set of readout weights for all elements, unless `by_element` is asked for.
+    """
+    settings = {"kind": "laplace", "members": members, "by_element": False, **posterior}
     config = tiny_config(loss={"kind": kind}, posterior=settings)
     potentials = [tiny_potential(config, seed) for seed in range(members)]
     gaussians = []
@@ -127,6 +130,7 @@ def assert_same(one, other) -> None:
 # --- of the Laplace posteriors of `laplace_state`
 
 N_WEIGHTS = 8  # two layers of four hidden functions
+BY_ELEMENT = 3 * N_WEIGHTS  # H, C, O
 
 
 def seeded(seed=0):
@@ -154,7 +158,9 @@ def trained(state):
 
 def jacobians(state, member=0):
     """∂(E, F)/∂w of the batch."""
-    found = linearise_last_layer(state.run.potentials()[member], *batch_of(state))
+    resolved = len(state.gaussians[member].mean) > N_WEIGHTS
+    potential = state.run.potentials()[member]
+    found = linearise_last_layer(potential, *batch_of(state), resolved)
     return found.energy_jacobian, found.force_jacobian
 
 

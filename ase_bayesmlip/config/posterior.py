@@ -142,6 +142,9 @@ class LaplaceConfig:
         Run whose members it is made for, in the place of training.
     weights : "last_layer" or "all"
         The readout of the energy with its full curvature, or every weight with the diagonal.
+    by_element : bool
+        With ``weights: last_layer``: each element has readout weights of its own, with the trained
+        ones as their mean. False is one set of weights, as in files of before.
     prior : "marginal_likelihood", "validation" or float
         Precision τ of the prior: the most probable one, the best one for the validation frames,
         or a number.
@@ -156,6 +159,7 @@ class LaplaceConfig:
     members: int = 1
     start_from: str | None = None
     weights: Literal["last_layer", "all"] = "last_layer"
+    by_element: bool = True
     prior: Literal["marginal_likelihood", "validation"] | float = "marginal_likelihood"
     probes: int = 8
     samples: int = 8

@@ -6,6 +6,9 @@ Energies are linear in w, e_i = φ_i · w, so everything follows without another
 
 The first two are in closed form. The third needs one derivative per column of L, or an average
 over a few drawn combinations of the columns.
+
+By element, w holds P weights for each of them and φ_i stands in the block of the element of atom i,
+zeros elsewhere (`by_element`): all of the above holds as it is.
 """
 
 import torch
@@ -23,17 +26,22 @@ class LastLayerPotential(nn.Module):
     Parameters
     ----------
     potential : Potential
-        With the mean weights.
-    factor : Tensor, (P, R)
+        With the mean weights, but for `shift`.
+    factor : Tensor, (P, R), or by element (n_species · P, R)
         L.
-    draws : Tensor, (P, D)
+    draws : Tensor, (P, D) or (n_species · P, D)
         Deviations of the weights whose average outer product stands for L Lᵀ in the forces.
+    shift : Tensor, (P,) or (n_species · P,), optional
+        What the mean weights are beside those of the potential: elements may differ.
     """
 
     factor: Tensor
     deviations: Tensor
+    shift: Tensor
 
-    def __init__(self, potential: Potential, factor: Tensor, draws: Tensor) -> None:
+    def __init__(
+        self, potential: Potential, factor: Tensor, draws: Tensor, shift: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.potential = potential
         self.has_energy_noise = potential.has_energy_noise
@@ -41,6 +49,7 @@ class LastLayerPotential(nn.Module):
         self.numbers_per_edge = potential.numbers_per_edge
         self.register_buffer("factor", factor)
         self.register_buffer("deviations", draws)
+        self.register_buffer("shift", torch.zeros_like(factor[:, 0]) if shift is None else shift)
 
     def forward(self, graph: AtomicGraph, lazy: bool = False) -> MemberOutput:
         """Output of the potential, with `directions` and `draws`."""
@@ -58,24 +67,33 @@ class LastLayerPotential(nn.Module):
     ) -> MemberOutput:
         """What the strata of a graph mean."""
         output = self.potential.output(strata, graph)
-        return with_uncertain_readout(output, strata.basis, self.factor, self.deviations)
+        basis = strata.basis
+        if self.factor.shape[0] > basis.shape[1]:
+            basis = by_element(basis, strata.species)
+        return with_uncertain_readout(output, basis, self.factor, self.deviations, self.shift)
 
     def rejoined(self, energies: Tensor, cut: Cut) -> Tensor:
         """See `Potential.rejoined`."""
         return self.potential.rejoined(energies, cut)
 
 
+def by_element(basis: Tensor, species: Tensor) -> Tensor:
+    """(..., n_atoms, P) in the block of each atom's element, (..., n_atoms, n_species · P)."""
+    return (species.unsqueeze(2) * basis.unsqueeze(-2)).flatten(-2)
+
+
 def with_uncertain_readout(
-    output: MemberOutput, basis: Tensor, factor: Tensor, deviations: Tensor
+    output: MemberOutput, basis: Tensor, factor: Tensor, deviations: Tensor, shift: Tensor
 ) -> MemberOutput:
     """An output of one potential with `directions` and `draws` of its last layer."""
     energy_noise, force_noise = all_as_noise(output)
+    energies = output.atomic_energies + (basis @ shift).unsqueeze(0)
     directions = (basis @ factor).transpose(0, 1)
     coherent = output.directions
     if coherent is not None:
         directions = torch.cat([directions, coherent])
     draws = (basis @ deviations).transpose(0, 1)
-    return MemberOutput(output.atomic_energies, energy_noise, force_noise, directions, draws)
+    return MemberOutput(energies, energy_noise, force_noise, directions, draws)
 
 
 def all_as_noise(output: MemberOutput) -> tuple[Tensor | None, Tensor | None]:

@@ -11,6 +11,7 @@ Hessian itself, or all weights, for which only the diagonal is kept.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,9 +20,10 @@ from torch import Tensor
 
 from ase_bayesmlip.graph import AtomicGraph, sum_by_graph
 from ase_bayesmlip.nn.derivatives import gradients, with_derivative_inputs
-from ase_bayesmlip.nn.potential import Potential
+from ase_bayesmlip.nn.last_layer import by_element
+from ase_bayesmlip.nn.potential import Potential, readout_weights
 from ase_bayesmlip.statistics import gaussian_nll, inverse_and_logdet, multivariate_nll
-from ase_bayesmlip.training.data import Labels
+from ase_bayesmlip.training.data import GraphDataset, Labels
 from ase_bayesmlip.training.outputs import Outputs, evaluate, outputs_of
 
 
@@ -51,6 +53,13 @@ class Linearised(NamedTuple):
         """The same on the CPU, where posteriors are made."""
         return Linearised(*(field.cpu() for field in self))
 
+    def moved(self, change: Tensor) -> Linearised:
+        """The same after a change of weights, (P,), in which the predictions are linear."""
+        return self._replace(
+            energy_residual=self.energy_residual - self.energy_jacobian @ change,
+            force_residual=self.force_residual - self.force_jacobian @ change,
+        )
+
     def whitened(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Jacobians (m, P) and residuals (m,) of energies, then of forces, in units of the noise.
 
@@ -68,17 +77,63 @@ class Linearised(NamedTuple):
         )
 
 
-def linearise_last_layer(potential: Potential, graph: AtomicGraph, labels: Labels) -> Linearised:
-    """By the `readout_weights`: for a batch of structures at once, exact for any change of them."""
+def linearise_last_layer(
+    potential: Potential, graph: AtomicGraph, labels: Labels, resolved: bool = False
+) -> Linearised:
+    """By the `readout_weights`: for a batch of structures at once, exact for any change of them.
+
+    If `resolved`, each element has its own, in the order of `nn.last_layer.by_element`.
+    """
     leaf, positions, _ = with_derivative_inputs(graph, False)
     strata = potential.strata(leaf)
-    basis = strata.basis
+    basis = by_element(strata.basis, strata.species) if resolved else strata.basis
     outputs = outputs_of(potential.output(strata, leaf), [positions], graph, create_graph=False)
     # One derivative at a time: batched ones (is_grads_batched) took ten times as long.
-    columns = [gradients(column.sum(), [positions], False)[0] for column in basis.unbind(1)]
-    force_jacobian = -torch.stack(columns, dim=2).to(torch.float64)
+    n_rows = 3 * int(torch.bincount(graph.batch).max())
+    by_position = _by_rows if n_rows < basis.shape[1] else _by_columns
+    force_jacobian = -by_position(basis, positions, graph).to(torch.float64)
     energy_jacobian = sum_by_graph(basis.detach().T, graph.batch, graph.n_graphs).T
     return Linearised(energy_jacobian, force_jacobian, *_residuals(outputs, labels))
+
+
+def shift_to(mean: Tensor, potential: Potential) -> Tensor:
+    """The mean beside the readout weights of the potential, which elements share, (P,)."""
+    weights = readout_weights(potential).detach()
+    return mean - weights.repeat(len(mean) // len(weights))
+
+
+def linearised_at(
+    mean: Tensor, potential: Potential, data: GraphDataset, batch: int
+) -> Iterator[Linearised]:
+    """All of the data, by the readout weights at that mean of them, (P,)."""
+    shift = shift_to(mean, potential)
+    resolved = len(mean) > len(readout_weights(potential))
+    for graph, labels in data.batches(range(len(data)), batch):
+        yield linearise_last_layer(potential, graph, labels, resolved).moved(shift)
+
+
+def _by_columns(basis: Tensor, positions: Tensor, _: AtomicGraph) -> Tensor:
+    """Slopes of the summed basis, (n_atoms, 3, P), one derivative for each function."""
+    columns = [gradients(column.sum(), [positions], False)[0] for column in basis.unbind(1)]
+    return torch.stack(columns, dim=2)
+
+
+def _by_rows(basis: Tensor, positions: Tensor, graph: AtomicGraph) -> Tensor:
+    """The same, one derivative for each coordinate of the k-th atom of every structure.
+
+    Slopes of Σ basis · w by positions are linear in w, and each structure has its own w.
+    """
+    zeros = basis.new_zeros((graph.n_graphs, basis.shape[1]), requires_grad=True)
+    slopes = gradients((basis * zeros[graph.batch]).sum(), [positions], True)[0]
+    rows = basis.new_zeros((*positions.shape, basis.shape[1]))
+    sizes = torch.bincount(graph.batch)
+    first = sizes.cumsum(0) - sizes
+    for k in range(int(sizes.max())):
+        has = sizes > k
+        atoms = first[has] + k
+        for axis in range(3):
+            rows[atoms, axis] = gradients(slopes[atoms, axis].sum(), [zeros], False)[0][has]
+    return rows
 
 
 def linearise_all(potential: Potential, graph: AtomicGraph, labels: Labels) -> Linearised:

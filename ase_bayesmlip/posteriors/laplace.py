@@ -9,7 +9,9 @@ precision τ of the prior, the posterior is N(w̄, H⁻¹) with
 
 ``weights: last_layer`` takes the readout of the energy, in which energies and forces are both
 linear: H is exact, this is Bayesian linear regression, new labels are taken in without gradient
-descent (`update`), and one network serves all draws. ``weights: all`` takes every weight and the
+descent (`update`), and one network serves all draws. With ``by_element`` each element has readout
+weights of its own, of which the trained ones, that all share, are the mean: what the data say of
+one element does not make the model sure of another. ``weights: all`` takes every weight and the
 diagonal of H, as RACE's authors did. They predict from the potential linearised in its weights
 (`linearised_variances`), at one derivative per energy and force component; what is served are whole
 potentials drawn from the same Gaussian.
@@ -34,7 +36,7 @@ from torch.nn.utils import parameters_to_vector
 from ase_bayesmlip.config import Config as RunConfig
 from ase_bayesmlip.config.posterior import LaplaceConfig as Config
 from ase_bayesmlip.nn.last_layer import LastLayerPotential
-from ase_bayesmlip.nn.potential import Potential, readout_weights, set_readout_weights
+from ase_bayesmlip.nn.potential import Potential, readout_weights
 from ase_bayesmlip.posteriors.around_members import (
     AroundMembers,
     drawn_potentials,
@@ -46,7 +48,9 @@ from ase_bayesmlip.posteriors.curvature import (
     estimated_diagonal,
     linearise_all,
     linearise_last_layer,
+    linearised_at,
     predictive_nll,
+    shift_to,
 )
 from ase_bayesmlip.posteriors.linear_gaussian import (
     Gaussian,
@@ -107,18 +111,21 @@ class Curvature(Stage):
         super().__init__(math.ceil(len(train) / BATCH), identity, potential.scale.device)
         self.train_set, self.valid_set = train, valid
         self.seed = seed
-        self.mean = self._mean()
         self.diagonal = config.posterior.weights == "all"
+        self.resolved = not self.diagonal and config.posterior.by_element
+        self.mean = self._mean()
         zeros = torch.zeros_like(self.mean)
         empty = zeros if self.diagonal else torch.diag(zeros)
         self.total = GaussNewton(empty, empty)
         self.gaussian: Gaussian | None = None
 
     def _mean(self) -> Tensor:
-        if self.settings.weights == "all":
+        if self.diagonal:
             vector = parameters_to_vector(self.potential.parameters())
         else:
             vector = readout_weights(self.potential)
+        if self.resolved:
+            vector = vector.repeat(len(self.potential.atomic_numbers))
         return vector.detach().to("cpu", torch.float64)
 
     def step(self, index: int) -> dict[str, float]:
@@ -136,7 +143,8 @@ class Curvature(Stage):
     def _curvatures(self, order: Sequence[int], index: int) -> list[GaussNewton]:
         if not self.diagonal:
             batch = next(self.train_set.batches(order, BATCH))
-            return [GaussNewton.of(linearise_last_layer(self.potential, *batch).cpu(), False)]
+            data = linearise_last_layer(self.potential, *batch, self.resolved)
+            return [GaussNewton.of(data.cpu(), False)]
         singles = self.train_set.batches(order, 1)
         if self.settings.probes == 0:
             return [
@@ -173,8 +181,10 @@ class Curvature(Stage):
         nll = torch.zeros_like(grid)
         order = range(len(self.valid_set))
         for graph, labels in self.valid_set.batches(order, 1 if self.diagonal else BATCH):
-            linearise = linearise_all if self.diagonal else linearise_last_layer
-            data = linearise(self.potential, graph, labels).cpu()
+            if self.diagonal:
+                data = linearise_all(self.potential, graph, labels).cpu()
+            else:
+                data = linearise_last_layer(self.potential, graph, labels, self.resolved).cpu()
             nll += torch.stack(
                 [predictive_nll(data, vectors, values.clamp(min=0.0) + tau, noise) for tau in grid]
             )
@@ -239,13 +249,12 @@ def draw(
 def last_layer(state: State, member: int, n: int, generator: torch.Generator) -> LastLayerPotential:
     """One member with its uncertain readout."""
     potential, gaussian = state.run.potential(state.run.weights[member]), state.gaussians[member]
-    set_readout_weights(potential, gaussian.mean)
-    factor = gaussian.factor()
+    factor, shift = gaussian.factor(), shift_to(gaussian.mean, potential)
     n_weights = len(factor)
     if n >= n_weights:  # every column of the factor once: (1/P) Σ_d is then exact
-        return LastLayerPotential(potential, factor, math.sqrt(n_weights) * factor)
+        return LastLayerPotential(potential, factor, math.sqrt(n_weights) * factor, shift)
     noise = torch.randn(n_weights, n, generator=generator, dtype=torch.float64)
-    return LastLayerPotential(potential, factor, factor @ noise)
+    return LastLayerPotential(potential, factor, factor @ noise, shift)
 
 
 def linearised_variances(
@@ -263,15 +272,14 @@ def linearised_variances(
         (eV/Å)², of each frame.
     """
     potential, gaussian = state.run.potential(state.run.weights[member]), state.gaussians[member]
-    last_layer_only = state.settings.weights == "last_layer"
-    if last_layer_only:
-        set_readout_weights(potential, gaussian.mean)
-    potential.requires_grad_(not last_layer_only)
-    linearise = linearise_last_layer if last_layer_only else linearise_all
-    factor = gaussian.factor()
-    found = []
-    for graph, labels in _dataset(state, frames).batches(range(len(frames)), 1):
-        data = linearise(potential, graph, labels)
+    set_of, factor, found = _dataset(state, frames), gaussian.factor(), []
+    if factor.ndim == 2:
+        potential.requires_grad_(False)
+        items = linearised_at(gaussian.mean, potential, set_of, 1)
+    else:
+        potential.requires_grad_(True)
+        items = (linearise_all(potential, *one) for one in set_of.batches(range(len(frames)), 1))
+    for data in items:
         energy, forces = (
             jacobian @ factor if factor.ndim == 2 else jacobian * factor
             for jacobian in (data.energy_jacobian, data.force_jacobian)
@@ -304,12 +312,9 @@ def update(state: State, frames: Sequence[LabelledFrame]) -> State:
     gaussians = list(state.gaussians)
     for index, gaussian in enumerate(state.gaussians):
         potential = state.run.potential(state.run.weights[index])
-        set_readout_weights(potential, gaussian.mean)
-        batches = [
-            linearise_last_layer(potential, *b) for b in data.batches(range(len(data)), BATCH)
-        ]
+        batches = [b.whitened() for b in linearised_at(gaussian.mean, potential, data, BATCH)]
         energy, energy_residual, forces, forces_residual = (
-            torch.cat(parts) for parts in zip(*[b.whitened() for b in batches], strict=True)
+            torch.cat(parts) for parts in zip(*batches, strict=True)
         )
         scales = math.sqrt(gaussian.energy_noise), math.sqrt(gaussian.forces_noise)
         gaussians[index] = gaussian.observed(

@@ -164,8 +164,10 @@ def rebuild_members(
         potential.load_state_dict({name: state[name] for name in potential.state_dict()})
         potential.eval().requires_grad_(False)
         if card.n_draws > 0:
-            factor, draws = (getattr(scripted, n).double() for n in ("factor", "deviations"))
-            members.append(LastLayerPotential(potential, factor, draws))
+            # Files from before readouts were resolved by element have no shift.
+            names = [n for n in ("factor", "deviations", "shift") if hasattr(scripted, n)]
+            tensors = [getattr(scripted, name).double() for name in names]
+            members.append(LastLayerPotential(potential, *tensors))
         else:
             members.append(potential)
     return members, module.reference_energies.detach().to(torch.float64)

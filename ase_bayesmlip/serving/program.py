@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ase_bayesmlip.graph import AtomicGraph, DenseEdges
 from ase_bayesmlip.nn.derivatives import stress_from_strain_gradient
-from ase_bayesmlip.nn.last_layer import LastLayerPotential, all_as_noise
+from ase_bayesmlip.nn.last_layer import LastLayerPotential, all_as_noise, by_element
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.nn.stacked.geometry import DenseGeometry, forces_from_edges, virial_from_edges
 from ase_bayesmlip.nn.stacked.potential import StackedPotential
@@ -73,6 +73,8 @@ class MixtureProgram(nn.Module):
             # (draws, members, P)
             deviations = torch.stack([member.deviations.T for member in uncertain], dim=1)
             self.register_buffer("deviations", deviations.to(dtype))
+            shifts = torch.stack([member.shift for member in uncertain])
+            self.register_buffer("shift", shifts.to(dtype))
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """`program_inputs` to those fields of a `Prediction` that are known, in order."""
@@ -100,11 +102,11 @@ class MixtureProgram(nn.Module):
         around = geometry(graph.positions, graph.cell, graph.batch, edges)
         species = self.stacked.get_buffer("one_hot").index_select(0, graph.atomic_numbers)
         output, basis, record = self.stacked(species, around, graph.batch, n_graphs)
-        # Drawn energies are other combinations of the same basis and share the forward pass.
         combinations = self.stacked.get_buffer("readout_weights")
-        if self.n_draws > 0 and not self.lazy:
-            drawn = self.get_buffer("deviations").flatten(0, 1)
-            combinations = torch.cat([combinations, drawn])
+        if self.n_draws > 0:
+            basis, combinations = self._uncertain(basis, combinations, species)
+            shift = torch.bmm(basis, self.get_buffer("shift").unsqueeze(2)).squeeze(2)
+            output = output._replace(atomic_energies=output.atomic_energies + shift)
         gradients = self.stacked.gradients(combinations, record, species, around)
         virial = virial_from_edges(gradients, around.vectors, graph.batch, n_graphs)
         stresses = stress_from_strain_gradient(
@@ -126,6 +128,21 @@ class MixtureProgram(nn.Module):
             members=True,
         )
         return self.variance_scaling(graph.atomic_numbers, prediction)
+
+    def _uncertain(self, basis: Tensor, mean: Tensor, species: Tensor) -> tuple[Tensor, Tensor]:
+        """The basis that the factor stands for, and all combinations to be differentiated.
+
+        Drawn energies are other combinations of the same basis and share the forward pass.
+        """
+        rows = self.get_buffer("shift").unsqueeze(0)
+        if not self.lazy:
+            rows = torch.cat([rows, self.get_buffer("deviations")])
+        rows = rows.flatten(0, 1)
+        n_members, n_weights = mean.shape
+        if rows.shape[1] > n_weights:  # of every atom those of its element
+            rows = species @ rows.view(len(rows), -1, n_weights)
+            basis, mean = by_element(basis, species), mean.unsqueeze(1)
+        return basis, torch.cat([mean + rows[:n_members], rows[n_members:]])
 
     def _mean(self, noise: Tensor | None) -> Tensor | None:
         """Average over the members."""

@@ -31,7 +31,10 @@ OPTIONS = {
         {"kind": "ivon", "epochs": 2, "members": 2, "train_samples": 2, "hess_init": 50.0},
     ),
     "last layer": ("nll_jef", {"kind": "laplace"}),
-    "last layer of two": ("nll_jef", {"kind": "laplace", "members": 2, "prior": 3.0}),
+    "last layer of two": (
+        "nll_jef",
+        {"kind": "laplace", "members": 2, "prior": 3.0, "by_element": False},
+    ),
     "last layer, squared errors": ("mse", {"kind": "laplace", "prior": "validation"}),
     "all weights": ("nll_jef", {"kind": "laplace", "weights": "all", "probes": 2}),
 }
@@ -162,8 +165,9 @@ def test_draws_surround_their_members(fitted, name):
     settings = state.config.posterior
     if settings.kind == "laplace" and settings.weights == "last_layer":
         assert len(default) == settings.members
-        # Eight draws for eight weights: every direction once.
-        assert default[0].deviations.shape == (8, settings.samples)
+        # Of three elements. Eight draws for eight weights: every direction once.
+        n_weights = 24 if settings.by_element else 8
+        assert default[0].deviations.shape == (n_weights, settings.samples)
     else:
         assert len(default) == settings.samples == 8
         embeddings = torch.stack([potential.embedding for potential in default])

@@ -287,9 +287,9 @@ class StackedReadout(nn.Module):
     def back(self, combinations: Tensor, saved: SavedTensors) -> Tensor:
         """Slopes of Σ_atoms combination · basis by the scalars the readout sees.
 
-        (blocks · members, hidden) to (blocks · members, n_atoms, 1, channels).
+        (blocks · members, n_atoms or 1, hidden) to (blocks · members, n_atoms, 1, channels).
         """
-        slopes = (combinations * self.last_factor)[:, None, None]
+        slopes = (combinations * self.last_factor).unsqueeze(2)
         for weight, x in zip(reversed(self.weights[:-1]), reversed(saved), strict=True):
             gate = torch.sigmoid(x)
             silu_slope = (gate * (1.0 + x * (1.0 - gate))).unsqueeze(2)

@@ -268,16 +268,19 @@ class StackedPotential(nn.Module):
     ) -> Tensor:
         """Derivatives of Σ_atoms combination · basis by the vectors to neighbours.
 
-        From combinations, (blocks · members, P), to (blocks · members, n_atoms, width, 3). The
-        q-th is of member q % members: first come the readout weights, whose sums are the energies
-        with all that depends on distances alone, then deviations of them. The record is of the
-        forward pass with the same species and surroundings.
+        From combinations, (blocks · members, P) or for every atom its own, (blocks · members,
+        n_atoms, P), to (blocks · members, n_atoms, width, 3). The q-th is of member q % members:
+        first come the readout weights, whose sums are the energies with all that depends on
+        distances alone, then deviations of them. The record is of the forward pass with the same
+        species and surroundings.
         """
         layers: list[StackedLayer] = [*self.layers]  # type: ignore[list-item]
         readouts: list[StackedReadout] = [*self.readouts]  # type: ignore[list-item]
         scale = self.get_buffer("scale")
-        scaled = combinations * scale.repeat(combinations.shape[0] // len(scale)).unsqueeze(1)
-        by_basis = scaled.split([readout.n_basis for readout in readouts], dim=1)
+        if combinations.ndim == 2:
+            combinations = combinations.unsqueeze(1)
+        scaled = combinations * scale.repeat(combinations.shape[0] // len(scale)).view(-1, 1, 1)
+        by_basis = scaled.split([readout.n_basis for readout in readouts], dim=2)
         slopes: Slopes = [None] * len(layers[-1].irreps_out)
         by_vectors = []
         for k in reversed(range(len(layers))):

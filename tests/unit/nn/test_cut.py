@@ -20,7 +20,7 @@ from ase_bayesmlip.serving.served_model import ServedModel
 from ase_bayesmlip.testing import graph_of
 
 CUTOFF = 4.0
-NAMES = ["cholesky", "ensemble", "iso", "laplace", "laplace_mixture", "mse", "nll_e", "point"]
+NAMES = ["cholesky", "ensemble", "iso", "laplace", "laplace_elements", "mse", "nll_e", "point"]
 NAMES += ["race", "small", "evidential", "evidence", "evidential_laplace", "eip"]
 
 

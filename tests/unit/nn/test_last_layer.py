@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy.stats import chi2
 from tiny import (
+    BY_ELEMENT,
     N_WEIGHTS,
     assert_close,
     batch_of,
@@ -18,7 +19,7 @@ from tiny import (
 )
 
 from ase_bayesmlip.graph import sum_by_graph
-from ase_bayesmlip.nn.last_layer import with_uncertain_readout
+from ase_bayesmlip.nn.last_layer import by_element, with_uncertain_readout
 from ase_bayesmlip.nn.potential import readout_weights, set_readout_weights
 from ase_bayesmlip.posteriors import laplace
 from ase_bayesmlip.prediction import MemberOutput, to_voigt
@@ -29,10 +30,12 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 @each_kind
-def test_energy_variances_are_in_closed_form(kind):
-    state = laplace_state(kind)
+@pytest.mark.parametrize("resolved", [False, True])
+def test_energy_variances_are_in_closed_form(kind, resolved):
+    state = laplace_state(kind, by_element=resolved)
     graph, _ = batch_of(state)
-    basis = state.run.potentials()[0].strata(graph).basis
+    strata = state.run.potentials()[0].strata(graph)
+    basis = by_element(strata.basis, strata.species) if resolved else strata.basis
     per_structure, _ = jacobians(state)
     for n in (2, 3):  # whatever the number of draws
         found = serve(state, n)(graph, False, False)
@@ -60,6 +63,57 @@ def test_force_covariance_of_enough_draws_is_exact(kind, n):
     columns = torch.stack(stresses[1:], dim=2) - stresses[0].unsqueeze(2)
     exact = torch.einsum("gap,pq,gbq->gab", columns, covariance(state), columns)
     assert_close(found.stress_cov_epistemic, exact)
+
+
+def of_element(state, weights):
+    """The potential as a sum of one for each element: brute force for readouts by element.
+
+    From weights (n_species · P,) to energies and forces of all atoms.
+    """
+    graph, _ = batch_of(state)
+    (potential,) = state.run.potentials()
+    positions = graph.positions.clone().requires_grad_(True)
+    graph = graph._replace(positions=positions)
+    energies = torch.zeros_like(positions[:, 0])
+    for z, part in zip(potential.atomic_numbers, weights.split(N_WEIGHTS), strict=True):
+        set_readout_weights(potential, part)
+        energies = energies + potential(graph).atomic_energies[0] * (graph.atomic_numbers == z)
+    (slopes,) = torch.autograd.grad(energies.sum(), positions)
+    return energies.detach(), -slopes
+
+
+def test_by_element_every_number_is_that_of_readouts_of_their_own():
+    """Mean after an update, its rows, and covariances by their columns, against brute force."""
+    state = laplace_state(by_element=True)
+    (potential,) = state.run.potentials()
+    assert readout_weights(potential).repeat(3).allclose(state.gaussians[0].mean)
+    change = 0.3 * torch.randn(BY_ELEMENT, generator=seeded(4), dtype=torch.float64)
+    mean = state.gaussians[0].mean + change
+    moved = dataclasses.replace(state.gaussians[0], mean=mean)
+    state = laplace.State(state.run, (moved,))
+    graph, _ = batch_of(state)
+    model = serve(state, 3)
+    found = model(graph, False, True)
+    energies, forces = of_element(state, mean)
+    reference = model.reference_energies[graph.atomic_numbers]
+    assert_close(found.atomic_energies - reference, energies)
+    assert_close(found.forces, forces)
+    for row, deviation in enumerate(model.members[0].deviations.T):
+        assert_close(found.forces_members[row], of_element(state, mean + deviation)[1])
+    exact = serve(state, BY_ELEMENT)(graph, False, False)
+    changes = [of_element(state, mean + c) for c in state.gaussians[0].factor().T]
+    squares = torch.stack([(e - energies) ** 2 for e, _ in changes]).sum(0)
+    assert_close(exact.atomic_energies_var_epistemic, squares)
+    spread = torch.stack([f - forces for _, f in changes])
+    assert_close(exact.forces_cov_epistemic, torch.einsum("rna,rnb->nab", spread, spread))
+
+
+def test_the_basis_stands_in_the_block_of_the_element():
+    basis = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    species = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    expected = torch.tensor([[0.0, 0, 1, 2, 0, 0], [3, 4, 0, 0, 0, 0]])
+    assert torch.equal(by_element(basis, species), expected)
+    assert torch.equal(by_element(torch.stack([basis, -basis]), species)[1], -expected)
 
 
 def test_force_covariance_of_few_draws_is_that_of_their_weights():
@@ -108,8 +162,9 @@ def test_draws_come_from_the_generator():
 
 
 @each_kind
-def test_the_mean_is_the_trained_potential(kind):
-    state = laplace_state(kind)
+@pytest.mark.parametrize("resolved", [False, True])
+def test_the_mean_is_the_trained_potential(kind, resolved):
+    state = laplace_state(kind, by_element=resolved)
     graph, _ = batch_of(state)
     found, expected = serve(state, 3)(graph, True, False), trained(state)(graph, True, False)
     for name in ("energy", "atomic_energies", "forces", "stress"):
@@ -154,7 +209,7 @@ def test_a_mixture_follows_the_law_of_total_variance():
 
 @pytest.mark.parametrize("members", [1, 2])
 def test_without_the_force_spread_all_else_is_equal(members):
-    state = laplace_state(members=members)
+    state = laplace_state(members=members, by_element=members == 2)
     graph, _ = batch_of(state)
     model = serve(state, 3)
     whole, part = model(graph, True, False), model(graph, True, False, False)
@@ -235,11 +290,13 @@ def test_both_parts_of_a_law_are_noise_beside_an_uncertain_readout():
     )
     basis, factor = normal(n, n_weights, seed=6), normal(n_weights, n_weights, seed=7)
     deviations = normal(n_weights, 2, seed=8)
-    found = with_uncertain_readout(output, basis, factor, deviations)
+    shift = normal(n_weights, seed=9)
+    found = with_uncertain_readout(output, basis, factor, deviations, shift)
     expected = output.atomic_energies_var + output.atomic_energies_var_epistemic
     assert_close(found.atomic_energies_var, expected)
     assert_close(found.forces_cov, output.forces_cov + output.forces_cov_epistemic)
     assert_close(found.directions, torch.cat([(basis @ factor).T, output.directions]))
     assert_close(found.draws, (basis @ deviations).T)
+    assert_close(found.atomic_energies[0], output.atomic_energies[0] + basis @ shift)
     assert found.atomic_energies_var_epistemic is None
     assert found.forces_cov_epistemic is None

@@ -11,6 +11,8 @@ from ase_bayesmlip.nn.potential import readout_weights, set_readout_weights
 from ase_bayesmlip.posteriors.curvature import (
     GaussNewton,
     Linearised,
+    _by_columns,
+    _by_rows,
     estimated_diagonal,
     linearise_all,
     linearise_last_layer,
@@ -64,6 +66,56 @@ def test_predictions_are_linear_in_the_readout_however_large_the_change(kind, si
     for name in ("energy_var", "forces_cov"):
         noise = getattr(before, name)
         assert noise is None or torch.equal(noise, getattr(after, name))
+
+
+def test_by_element_each_atom_counts_for_its_own():
+    """Against slopes of the energies of one element alone; together they are the shared ones."""
+    potential, data = setup()
+    graph, labels = whole(data)
+    shared = linearise_last_layer(potential, graph, labels)
+    found = linearise_last_layer(potential, graph, labels, True)
+    n_weights = shared.energy_jacobian.shape[1]
+    numbers = potential.atomic_numbers
+    energy = found.energy_jacobian.unflatten(1, (len(numbers), n_weights))
+    forces = found.force_jacobian.unflatten(2, (len(numbers), n_weights))
+    assert_close(energy.sum(1), shared.energy_jacobian, 1e-12)
+    assert_close(forces.sum(2), shared.force_jacobian, 1e-12)
+    positions = graph.positions.clone().requires_grad_(True)
+    basis = potential.strata(graph._replace(positions=positions)).basis
+    for k, z in enumerate(numbers):
+        for p in (0, n_weights - 1):
+            total = basis[graph.atomic_numbers == z, p].sum()
+            (slopes,) = torch.autograd.grad(total, positions, retain_graph=True)
+            assert_close(forces[..., k, p], -slopes, 1e-10)
+            assert_close(energy[:, k, p].sum(), total, 1e-12)
+    for name in Linearised._fields[2:]:
+        assert torch.equal(getattr(found, name), getattr(shared, name))
+
+
+@pytest.mark.parametrize("n_structures", [1, 3])
+def test_slopes_by_rows_are_those_by_columns(n_structures):
+    """Of structures of different size, too."""
+    potential, data = setup()
+    graph, _ = next(data.batches(range(n_structures), n_structures))
+    sizes = torch.bincount(graph.batch)
+    assert n_structures == 1 or len(set(sizes.tolist())) > 1
+    positions = graph.positions.clone().requires_grad_(True)
+    basis = potential.strata(graph._replace(positions=positions)).basis
+    rows, columns = (f(basis, positions, graph) for f in (_by_rows, _by_columns))
+    assert rows.shape == (*positions.shape, basis.shape[1])
+    assert_close(rows, columns, 1e-12)
+
+
+def test_a_change_of_weights_moves_the_residuals():
+    potential, data = setup()
+    graph, labels = whole(data)
+    weights = readout_weights(potential).detach()
+    change = torch.randn(weights.shape, generator=seeded(1), dtype=torch.float64)
+    moved = linearise_last_layer(potential, graph, labels).moved(change)
+    set_readout_weights(potential, weights + change)
+    expected = linearise_last_layer(potential, graph, labels)
+    for one_field, other in zip(moved, expected, strict=True):
+        assert_close(one_field, other, 1e-8)
 
 
 def test_weights_of_the_readout_are_set_in_their_order():

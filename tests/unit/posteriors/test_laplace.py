@@ -9,6 +9,7 @@ import scipy.sparse
 import torch
 from scipy.stats import chi2, multivariate_normal, norm
 from tiny import (
+    BY_ELEMENT,
     DATA,
     N_WEIGHTS,
     assert_close,
@@ -198,6 +199,45 @@ def new_frames():
 def new_set(kind):
     """The same frames as graphs."""
     return tiny_sets(tiny_config(loss={"kind": kind}, data={"valid": NEW}))[1]
+
+
+@pytest.mark.parametrize("kind", ["nll_jef", "mse"])
+def test_by_element_the_posterior_is_that_of_resolved_rows(kind):
+    """Precision, evidence and two updates in a row, against explicit rows."""
+    state = laplace_state(kind, by_element=True)
+    (potential,), (gaussian,) = state.run.potentials(), state.gaussians
+    train, _ = tiny_sets(state.config)
+    assert gaussian.mean.shape == (BY_ELEMENT,)
+
+    def rows_of(data):
+        item = linearise_last_layer(potential, *next(data.batches(range(len(data)), 99)), True)
+        parts = item.whitened()
+        scales = gaussian.energy_noise**0.5, gaussian.forces_noise**0.5
+        rows = torch.cat([parts[0] / scales[0], parts[2] / scales[1]])
+        return rows, torch.cat([parts[1] / scales[0], parts[3] / scales[1]])
+
+    rows, _ = rows_of(train)
+    prior = gaussian.prior * torch.eye(BY_ELEMENT, dtype=torch.float64)
+    assert_close(gaussian.precision, rows.T @ rows + prior, 1e-10)
+    # Shared weights are a restriction of these, by which elements are summed.
+    shared = laplace_state(kind, by_element=False, prior=0.5).gaussians[0]
+    if kind == "nll_jef":
+        blocks = (gaussian.precision - prior).unflatten(0, (3, -1)).unflatten(2, (3, -1))
+        expected = shared.precision - 0.5 * torch.eye(N_WEIGHTS)
+        assert_close(blocks.sum((0, 2)), expected.double(), 1e-8)
+    updated = laplace.update(laplace.update(state, new_frames()[:2]), new_frames()[2:])
+    rows, residuals = rows_of(new_set(kind))
+    precision = gaussian.precision + rows.T @ rows
+    change = torch.linalg.solve(precision, rows.T @ residuals)
+    assert_close(updated.gaussians[0].precision, precision, 1e-10)
+    assert_close(updated.gaussians[0].mean - gaussian.mean, change, 1e-7)
+    energies, forces = zip(*laplace.linearised_variances(updated, ethanol_frames()), strict=True)
+    data = laplace._dataset(state, ethanol_frames())
+    graph, _ = next(data.batches(range(2), 2))
+    prediction = serve(updated, BY_ELEMENT)(graph, False, False)
+    expected = torch.tensor(energies, dtype=torch.float64)
+    assert_close(expected, prediction.energy_var_epistemic)
+    assert_close(torch.cat(forces), prediction.forces_cov_epistemic)
 
 
 @each_kind

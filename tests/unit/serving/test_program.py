@@ -25,6 +25,7 @@ CUTOFF = 4.0
 CPU = torch.device("cpu")
 NAMES = ["cholesky", "ensemble", "iso", "laplace", "laplace_mixture", "mse", "nll_e", "point"]
 NAMES += ["race", "small", "evidential", "evidence", "evidential_laplace", "eip"]
+NAMES += ["laplace_elements"]
 STRUCTURES = ["molecule", "crystal", "batch"]
 SLOPES = {
     "forces",
@@ -136,7 +137,7 @@ def tolerances_of(program):
     return tolerance
 
 
-@pytest.mark.parametrize("name", ["laplace", "laplace_mixture", "evidential_laplace"])
+@pytest.mark.parametrize("name", ["laplace", "laplace_elements", "evidential_laplace"])
 def test_a_lean_program_leaves_out_what_the_draws_are_for(name, programs, graphs, monkeypatch):
     model, program = programs(name)
     full = run(program, graphs("batch"))
@@ -152,7 +153,7 @@ def test_a_lean_program_leaves_out_what_the_draws_are_for(name, programs, graphs
 
 @pytest.mark.slow
 @pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("name", ["ensemble", "laplace", "laplace_mixture", "race"])
+@pytest.mark.parametrize("name", ["ensemble", "laplace", "laplace_elements", "race"])
 def test_kernels_in_single_precision_say_the_same(name, structure, compiled, graphs):
     model, program = compiled(name)
     assert_same_fields(model, program, graphs(structure), lambda field: 1e-4)
