@@ -3,7 +3,8 @@
 Both are NamedTuples of tensors, so that they cross the border of TorchScript. Optional fields are
 None when the quantity is unknown to the model or was not asked for; they are never filled with
 zeros. Variances are in squared units, and *epistemic* (the model does not know) and *aleatoric*
-(the data are noisy) parts are kept apart.
+parts are kept apart. The latter is called after noise of the data; of labels without any it is the
+misfit of the model at home.
 """
 
 from collections.abc import Collection

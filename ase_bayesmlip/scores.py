@@ -1,7 +1,8 @@
 """Scores: one rotation-invariant number per structure that says how little the model knows it.
 
 A score is a pure function of the results of one evaluation and of the atoms they belong to. It
-reads epistemic uncertainty only, because aleatoric noise is no reason to distrust the model.
+reads epistemic uncertainty only: what is called aleatoric is the misfit at home, which is no reason
+to distrust the model and does not grow away from home.
 
 Scores that are a maximum or a mean over atoms can be taken over some of them (`counted`, a mask).
 """
@@ -58,8 +59,9 @@ def atomic_energy_var_max(
     Of a last-layer Laplace file it is φᵀ H⁻¹ φ, the squared distance of the features φ of an atom
     from what the training has seen, in the metric of its curvature H.
 
-    Labels fix total energies only. Where the training compositions do not tell elements apart,
-    members may divide the same total differently over the atoms, and this score sees that too.
+    Labels fix total energies only, and members may divide the same total differently over the
+    elements. A file that was served with the frames of its training has members that agree on that
+    division as far as they can (`serving.gauge`); in others this score sees it, too.
     """
     per_atom = _require(results, "energies_var_epistemic", atoms, "atomic_energy_var_max")
     per_atom = np.asarray(per_atom, dtype=float)

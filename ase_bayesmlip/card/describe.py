@@ -85,7 +85,9 @@ def _epistemic(card: Any) -> str:
 def _aleatoric(card: Any) -> str:
     parts = [("energy", card.has_aleatoric_energy), ("forces", card.has_aleatoric_forces)]
     known = [name for name, trained in parts if trained]
-    return f"noise heads trained on {' and '.join(known)}" if known else "unknown (no noise heads)"
+    if not known:
+        return "unknown (no noise heads)"
+    return f"misfit at home, from noise heads for {' and '.join(known)}"
 
 
 def _lone_atoms(card: Any) -> str:
@@ -106,7 +108,10 @@ def _at_home(card: Any) -> str:
     if not card.home:
         return "nothing: written without the training frames"
     n_train, n_valid = (card.home.get(name, "?") for name in ("n_train", "n_valid"))
-    return f"to {n_train} training and {n_valid} validation frames"
+    text = f"to {n_train} training and {n_valid} validation frames"
+    for name, factor in card.home.get("noise", {}).items():
+        text += f"; noise of {name} times {factor:.3g}"
+    return text + (f"; gauge: {card.home['gauge']}" if "gauge" in card.home else "")
 
 
 def _calibrated(card: Any) -> str:

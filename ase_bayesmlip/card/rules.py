@@ -171,7 +171,9 @@ FIELDS: dict[str, Rule] = {
     "anchored": or_null(flag),
     "unfinished": list_of(text),
     "training": _TRAINING,
-    "home": record_of({}, dict.fromkeys(("n_train", "n_valid"), count)),
+    "home": record_of(
+        {}, {"n_train": count, "n_valid": count, "gauge": text, "noise": mapping(_positive)}
+    ),
     "calibration": _CALIBRATION,
     "recalibrations": list_of(_RECALIBRATION),
     "config": _CONFIG,

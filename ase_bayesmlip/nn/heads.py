@@ -101,6 +101,8 @@ class EnergyNoise(nn.Module):
 class NoiseHeads(nn.Module):
     """Raw variance channels to the aleatoric variance of energies and covariance of forces.
 
+    What they learn from labels without noise is the misfit of the potential at home.
+
     `energy_scale` and `force_scale` set the zero of the logarithms. Training puts the errors of
     its warm-up there, so that the likelihood starts with error bars of the right size.
 

@@ -156,7 +156,7 @@ class Potential(nn.Module):
         self.register_buffer("lone", torch.zeros(0, dtype=torch.float64), persistent=False)
 
     def forward(self, graph: AtomicGraph, lazy: bool = False) -> MemberOutput:
-        """Interaction energy of every atom and the aleatoric noise of the labels.
+        """Interaction energy of every atom, and the misfit to the labels (aleatoric).
 
         A `lazy` call leaves out the covariances of forces that only evidential potentials have.
         """

@@ -18,7 +18,9 @@ from ase_bayesmlip.nn.evidential.potential import EvidentialPotential
 from ase_bayesmlip.nn.last_layer import LastLayerPotential
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.serving.archive import quiet_torchscript, write_served
+from ase_bayesmlip.serving.gauge import fix_gauge
 from ase_bayesmlip.serving.home import Home
+from ase_bayesmlip.serving.joint_noise import fit_joint_noise
 from ase_bayesmlip.serving.runtime import DTYPES
 from ase_bayesmlip.serving.self_test import expected_numbers, probe_graph
 from ase_bayesmlip.serving.served_model import ServedModel
@@ -61,7 +63,7 @@ def export_members(
     )
     for parameter in (p for member in members for p in member.parameters()):
         parameter.data = parameter.data.to(DTYPES[config.training.dtype]).to(torch.float64)
-    at_home = {} if home is None else home.record()
+    at_home = {} if home is None else _fit_at_home(members, home)
     model = ServedModel(members, references)
     graph = probe_graph(record["probe"], config.model.cutoff)
     expected = expected_numbers(model(graph, False, False))
@@ -69,6 +71,16 @@ def export_members(
     card = dataclasses.replace(card, unfinished=list(unfinished), home=at_home)
     save_served(model, card, path)
     return card
+
+
+def _fit_at_home(members: Sequence[Potential | LastLayerPotential], home: Home) -> dict[str, Any]:
+    """What is done once, to all members together; returns what a card says of it."""
+    record = home.record()
+    if len(members) > 1:
+        record["gauge"] = fix_gauge(members, home)
+    if len(members) > 1 or isinstance(members[0], LastLayerPotential):
+        record["noise"] = fit_joint_noise(members, home)
+    return record
 
 
 def _card(
@@ -132,9 +144,9 @@ def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
 def save_served(model: ServedModel, card: ModelCard, path: Path) -> None:
     """Script the mixture and write it with its card; an interruption leaves no half file.
 
-    Weights are stored in the precision they were trained in, which loses nothing; constants stay
-    in float64, so that the file serves either precision. `load_model` casts to one of them; after
-    a plain ``torch.jit.load`` call ``.double()``.
+    Weights are stored in the precision they were trained in, which loses nothing; biases and
+    constants stay in float64, so that the file serves either precision. `load_model` casts to one
+    of them; after a plain ``torch.jit.load`` call ``.double()``.
     """
     write_served(script(model, card.dtype), card, path)
 
@@ -142,7 +154,9 @@ def save_served(model: ServedModel, card: ModelCard, path: Path) -> None:
 def script(model: ServedModel, dtype: str) -> torch.jit.ScriptModule:
     """A copy of a mixture as a TorchScript program, with weights in the given precision."""
     model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(DTYPES[dtype])
+    for name, parameter in model.named_parameters():
+        # The gauge is in the biases: rounded, it would change totals.
+        if not name.endswith("bias"):
+            parameter.data = parameter.data.to(DTYPES[dtype])
     with quiet_torchscript():
         return torch.jit.script(model)

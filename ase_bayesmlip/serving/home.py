@@ -15,6 +15,8 @@ from ase_bayesmlip.training.data import GraphDataset, TrainingData, load_trainin
 
 # Of training, and of validation: some seconds for each member.
 MAX_ATOMS = 10_000
+# Frames that members are asked about at once.
+BATCH_SIZE = 16
 
 
 @dataclasses.dataclass(frozen=True)

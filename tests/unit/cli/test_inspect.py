@@ -12,7 +12,7 @@ def test_inspect_table(served, capsys):
     rows = dict(line.strip().split("  ", 1) for line in printed.out.splitlines())
     assert rows["posterior"] == "ensemble, 4 member(s), ddof 1"
     assert rows["epistemic"] == "spread of potentials trained from different seeds"
-    assert rows["aleatoric"] == "noise heads trained on energy and forces"
+    assert rows["aleatoric"] == "misfit at home, from noise heads for energy and forces"
     assert rows["passes per step"] == "4 network(s), 4 derivative(s) for forces"
     assert "cost" not in " ".join(rows)  # which is of other potentials
     assert rows["cutoff"] == "4.0 Å"
@@ -23,7 +23,10 @@ def test_inspect_table(served, capsys):
 
 
 def test_inspect_says_what_is_unknown(served, capsys):
-    heads = {"mse": "unknown (no noise heads)", "point": "noise heads trained on energy and forces"}
+    heads = {
+        "mse": "unknown (no noise heads)",
+        "point": "misfit at home, from noise heads for energy and forces",
+    }
     for name, expected in heads.items():
         assert main(["inspect", str(served(name))]) == 0
         printed = capsys.readouterr().out
