@@ -8,8 +8,9 @@ of which there are w_z, and d the deviation of ē from its mean over the members
 
     c = argmin Σ_z w_z (d_z - c_z)²  where N c = 0,      N the compositions, one a row.
 
-Means over members stay what they were, and so do totals of all training compositions, forces and
-stress of every member.
+Means over members stay what they were everywhere, and so do totals of training compositions, forces
+and stress of every member; where energies are anchored (`nn.pairs`), as long as no atom loses its
+bonds, with which it loses its constant.
 """
 
 from __future__ import annotations
