@@ -81,7 +81,8 @@ class ModelConfig:
         Give a lone atom exactly its reference energy, without variance, if those are given and not
         fitted. Set it to false for given energies that are not those of isolated atoms.
     repulsion : bool
-        Add the ZBL repulsion of atoms that are closer than the sum of their covalent radii.
+        Add the ZBL repulsion of atoms that are closer than the sum of their covalent radii, and
+        show the network no distances far below the shortest of its training.
     """
 
     backbone: Literal["race", "race_plus"] = "race_plus"

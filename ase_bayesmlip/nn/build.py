@@ -48,15 +48,18 @@ class DataStatistics:
         Interaction energy of an atom of each element, by least squares: where training starts.
     anchored : bool
         Whether the reference energies are those of isolated atoms, not fitted.
+    shortest : list of list of float, Å
+        Distance of each pair of elements in the training, zero where there is none in the cutoff.
     """
 
     atomic_numbers: list[int]
     reference_energies: list[float]
     avg_n_neighbors: float
     force_rms: float
-    mean_energies: list[float] = field(default_factory=list)
-    # Runs of before did not say; the energies themselves are compared.
+    # Runs of before had others or none; the energies themselves are compared.
+    mean_energies: list[float] = field(default_factory=list, compare=False)
     anchored: bool = field(default=False, compare=False)
+    shortest: list[list[float]] = field(default_factory=list, compare=False)
 
 
 def build_potential(
@@ -104,6 +107,7 @@ def build_potential(
         "generator": generator,
         "anchored": model.anchor and statistics.anchored,
         "repulsion": model.repulsion,
+        "shortest": statistics.shortest if model.repulsion else [],
     }
     potential: Potential
     if loss.kind in EVIDENTIAL_LOSSES:

@@ -7,6 +7,10 @@ The energy of atom i of element z is
 with net∅_z what the network gives for such an atom without neighbours: a lone atom has its
 reference energy exactly, and none of the noise. g_i falls from one to zero while the atom leaves
 all others. It is exactly one in bonded matter, so that there b_z remains a constant.
+
+A network knows nothing of distances far below those of its training and would dig holes there, in
+which atoms are lost. So it is not shown them: what it sees of a pair stops short, and the repulsion
+goes on alone.
 """
 
 from typing import NamedTuple
@@ -20,8 +24,12 @@ from ase_bayesmlip.prediction import MemberOutput
 
 # In sums of covalent radii: up to BOUND two atoms are bonded, beyond FREE they are not.
 BOUND, FREE = 1.3, 3.0
+# In shortest distances of the training: where what the network sees begins to lag behind, and over
+# which length it comes to a halt, half as far on.
+HELD, HALT = 0.9, 0.3
 # Neighbours whose envelopes of the cutoff add up to this are matter: one at 0.7 cutoffs.
 NEAR = 0.1
+NOWHERE = 1e-6  # Å
 # What is left of the variances of a lone atom: none, but likelihoods must not divide by zero.
 FLOOR = 1e-6
 
@@ -41,11 +49,14 @@ class PairTerms(NamedTuple):
     presence : Tensor, (n_atoms,)
         Factor of what the noise heads say in eV or eV/Å: 1 with any neighbour well within the
         cutoff, smoothly towards 0 where the last one leaves it.
+    seen : Tensor, (n_edges,), Å
+        The distances that the network is shown.
     """
 
     bonded: Tensor
     repulsion: Tensor
     presence: Tensor
+    seen: Tensor
 
 
 class PairTable(NamedTuple):
@@ -60,6 +71,8 @@ class PairTable(NamedTuple):
     screening : Tensor
     reach : Tensor
         Where the repulsion ends.
+    halt : Tensor
+        Length over which what the network sees comes to a halt.
     """
 
     bound: Tensor
@@ -67,6 +80,7 @@ class PairTable(NamedTuple):
     strength: Tensor
     screening: Tensor
     reach: Tensor
+    halt: Tensor
 
 
 class PairFunctions(nn.Module):
@@ -80,12 +94,20 @@ class PairFunctions(nn.Module):
     envelope_power : int
         Of the network's envelope.
     repulsion : bool
+    shortest : list of list of float, Å
+        Of each pair of elements in the training, zero where there is none; such pairs are held at
+        contact, the sum of the covalent radii. All are shown as they are if it is empty.
     """
 
     table: Tensor
 
     def __init__(
-        self, atomic_numbers: list[int], cutoff: float, envelope_power: int, repulsion: bool
+        self,
+        atomic_numbers: list[int],
+        cutoff: float,
+        envelope_power: int,
+        repulsion: bool,
+        shortest: list[list[float]],
     ) -> None:
         super().__init__()
         self.cutoff, self.envelope_power = cutoff, envelope_power
@@ -93,6 +115,10 @@ class PairFunctions(nn.Module):
         charge = torch.tensor(atomic_numbers, dtype=torch.float64)
         radius = torch.tensor(covalent_radii[atomic_numbers], dtype=torch.float64)
         contact = radius.unsqueeze(1) + radius
+        closest = torch.full_like(contact, NOWHERE)
+        if shortest:
+            closest = torch.tensor(shortest, dtype=torch.float64)
+            closest = torch.where(closest > 0.0, closest, contact)
         free = (FREE * contact).clamp(max=cutoff)
         power = charge**0.23
         table = PairTable(
@@ -101,6 +127,7 @@ class PairFunctions(nn.Module):
             strength=0.5 * COULOMB * float(repulsion) * charge.unsqueeze(1) * charge,
             screening=SCREENING / (power.unsqueeze(1) + power),
             reach=contact.clamp(max=cutoff),
+            halt=HALT * closest,
         )
         self.register_buffer("table", torch.stack(table, dim=2).flatten(0, 1), persistent=False)
 
@@ -113,16 +140,30 @@ class PairFunctions(nn.Module):
         values = torch.stack([bond(distances, pairs), zbl(distances, pairs), near], dim=1)
         zeros = values.new_zeros((species.shape[0], 3))
         sums = zeros.index_add(0, edge_index[0], values)
-        return PairTerms(bonded(sums[:, 0]), sums[:, 1], presence(sums[:, 2]))
+        found = bonded(sums[:, 0]), sums[:, 1], presence(sums[:, 2])
+        return PairTerms(found[0], found[1], found[2], held(distances, pairs))
 
     def of_pairs(self, pair: Tensor) -> PairTable:
         """Parameters of pairs, given as numbers n_species · z_i + z_j in the order of elements."""
-        bound, free, strength, screening, reach = self.table[pair].unbind(-1)
-        return PairTable(bound, free, strength, screening, reach)
+        bound, free, strength, screening, reach, halt = self.table[pair].unbind(-1)
+        return PairTable(bound, free, strength, screening, reach, halt)
 
     def nearness(self, distances: Tensor) -> Tensor:
         """The envelope of the cutoff."""
         return polynomial_envelope(distances / self.cutoff, self.envelope_power)
+
+
+def held(distances: Tensor, pairs: PairTable, start: float = HELD / HALT) -> Tensor:
+    """Distances that the network is shown: the same down to `HELD`, then ever more slowly less."""
+    behind = (start - distances / pairs.halt).clamp(min=0.0)
+    x = behind.clamp(max=1.0)
+    return distances + pairs.halt * (behind - x + x * x * x * (1.0 - 0.5 * x))
+
+
+def held_slope(distances: Tensor, pairs: PairTable, start: float = HELD / HALT) -> Tensor:
+    """Derivative of `held`."""
+    x = (start - distances / pairs.halt).clamp(0.0, 1.0)
+    return 1.0 + x * x * (2.0 * x - 3.0)
 
 
 def bond(distances: Tensor, pairs: PairTable) -> Tensor:

@@ -94,6 +94,8 @@ class Potential(nn.Module):
         Whether a lone atom has exactly the reference energy of its element.
     repulsion : bool
         Whether atoms closer than the sum of their covalent radii repel each other by ZBL.
+    shortest : list of list of float, Å
+        See `PairFunctions`.
     """
 
     scale: Tensor
@@ -117,6 +119,7 @@ class Potential(nn.Module):
         generator: torch.Generator,
         anchored: bool = False,
         repulsion: bool = False,
+        shortest: list[list[float]] | None = None,
     ) -> None:
         super().__init__()
         if noise.has_tensor and not any(Irrep(2, 1) in item for item in irreps):
@@ -148,7 +151,7 @@ class Potential(nn.Module):
         self.register_buffer("one_hot", lookup, persistent=False)
         self.anchored = anchored
         self.pairs = (
-            PairFunctions(atomic_numbers, cutoff, envelope_power, repulsion)
+            PairFunctions(atomic_numbers, cutoff, envelope_power, repulsion, shortest or [])
             if anchored or repulsion
             else None
         )
@@ -188,17 +191,17 @@ class Potential(nn.Module):
         vectors = edge_vectors(graph).to(self.scale.dtype)
         distances = torch.sqrt((vectors * vectors).sum(dim=1))
         harmonics = self.angular(vectors / distances.unsqueeze(1))
-        radial = self.basis(distances)
         species = self.one_hot.index_select(0, graph.atomic_numbers)
         n_atoms = len(species)
         direct = torch.zeros_like(species[:, 0])
         presence: Tensor | None = None
         if self.pairs is not None:
             terms = self.pairs(distances, graph.edge_index, species)
-            direct = terms.repulsion
+            direct, distances = terms.repulsion, terms.seen
             if self.anchored:
                 direct = direct + self.scale * (species @ self.bias[:, 0]) * terms.bonded
                 presence = terms.presence
+        radial = self.basis(distances)
         in_parts: list[Part] = [] if parts is None else parts
         cut = Cut(graph.edge_index, in_parts, harmonics, radial, direct, [], [])
         nodes, folded = species, not self.anchored or len(self.lone) > 0

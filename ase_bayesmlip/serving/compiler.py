@@ -162,6 +162,8 @@ def rebuild_members(
         )
         potential = build_potential(model, loss, statistics, seed=0)
         potential.load_state_dict({name: state[name] for name in potential.state_dict()})
+        if potential.pairs is not None:
+            potential.pairs.table.copy_(network.pairs.table)
         potential.eval().requires_grad_(False)
         if card.n_draws > 0:
             # Files from before readouts were resolved by element have no shift.

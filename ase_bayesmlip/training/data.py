@@ -120,27 +120,42 @@ def _named(frame: LabelledFrame) -> Iterator[None]:
         raise DataError(f"{frame.source}: {error}") from error
 
 
-def neighbor_counts(frames: Sequence[LabelledFrame], cutoff: float) -> list[np.ndarray]:
-    """Number of neighbours of each atom within the cutoff, (n_atoms,), of each frame."""
-    counts = []
+def neighborhoods(
+    frames: Sequence[LabelledFrame], cutoff: float
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Number of neighbours of each atom within the cutoff, (n_atoms,), of each frame.
+
+    And the shortest distance of each pair of elements, (119, 119), Å, infinite without any.
+    """
+    counts, shortest = [], np.full((len(chemical_symbols),) * 2, np.inf)
     for frame in frames:
         atoms = frame.atoms
+        cell = complete_cell(atoms)
         with _named(frame):
-            (centres, _), _ = neighbor_edges(
-                atoms.positions, complete_cell(atoms), atoms.pbc, cutoff
-            )
+            (centres, others), shift = neighbor_edges(atoms.positions, cell, atoms.pbc, cutoff)
         counts.append(np.bincount(centres, minlength=len(atoms)))
-    return counts
+        vectors = atoms.positions[others] - atoms.positions[centres] + shift @ cell
+        pairs = atoms.numbers[centres], atoms.numbers[others]
+        np.minimum.at(shortest, pairs, np.linalg.norm(vectors, axis=1))
+    return counts, shortest
 
 
 def data_statistics(
-    frames: Sequence[LabelledFrame], references: dict[int, float], n_neighbors: np.ndarray
+    frames: Sequence[LabelledFrame],
+    references: dict[int, float],
+    n_neighbors: np.ndarray,
+    shortest: np.ndarray,
+    anchored: bool,
 ) -> DataStatistics:
     """Elements, reference energies, mean number of neighbours and force RMS of training frames.
 
     Parameters
     ----------
     n_neighbors : ndarray of int, (n_atoms of all frames,)
+    shortest : ndarray, (119, 119), Å
+        See `neighborhoods`.
+    anchored : bool
+        See `DataStatistics`.
 
     Raises
     ------
@@ -158,6 +173,10 @@ def data_statistics(
         avg_n_neighbors=max(int(n_neighbors.sum()) / len(n_neighbors), 1.0),
         force_rms=force_rms,
         mean_energies=_mean_energies(frames, references, elements),
+        anchored=anchored,
+        shortest=np.where(np.isfinite(shortest), shortest, 0.0)[
+            np.ix_(elements, elements)
+        ].tolist(),
     )
 
 
@@ -166,15 +185,18 @@ def _mean_energies(
 ) -> list[float]:
     """Least-squares interaction energy per atom of each element, eV.
 
-    The minimum-norm solution: where the composition never varies, labels cannot tell how the
-    energy divides over the elements, and all members should at least agree on one division.
+    Where the composition never varies, labels cannot tell how the energy divides over the elements.
+    Of all solutions this is the one that differs least from equal shares of all atoms: what an atom
+    takes along when it leaves its molecule is then of the right size.
     """
     counts = np.array(
         [[np.sum(frame.atoms.numbers == z) for z in elements] for frame in frames], dtype=float
     )
     energies = np.array([frame.energy for frame in frames])
     interaction = energies - counts @ np.array([references[z] for z in elements])
-    return [float(e) for e in np.linalg.lstsq(counts, interaction, rcond=None)[0]]
+    mean = interaction.sum() / counts.sum()
+    rest = np.linalg.lstsq(counts, interaction - mean * counts.sum(axis=1), rcond=None)[0]
+    return [float(mean + e) for e in rest]
 
 
 @dataclass(frozen=True)
@@ -255,17 +277,18 @@ def load_training_data(config: Config) -> TrainingData:
     # Members that leave out folds must not learn of them by what all members share.
     shared = _outside_folds(train, valid) if getattr(config.posterior, "folds", None) else train
     references = reference_energies(data, shared)
-    of_frames = neighbor_counts(train, config.model.cutoff)
-    counts = np.concatenate(
-        of_frames if shared is train else neighbor_counts(shared, config.model.cutoff)
-    )
+    of_frames, shortest = neighborhoods(train, config.model.cutoff)
+    of_shared = of_frames
+    if shared is not train:
+        of_shared, shortest = neighborhoods(shared, config.model.cutoff)
+    counts = np.concatenate(of_shared)
     if not counts.any():
         raise DataError(
             f"no training atom has a neighbour within model.cutoff, {config.model.cutoff} Å: there "
             "is nothing to learn; a cutoff is 4 to 6 Å as a rule"
         )
-    statistics = data_statistics(shared, references, counts)
-    statistics = dataclasses.replace(statistics, anchored=data.reference_energies != "fit")
+    anchored = data.reference_energies != "fit"
+    statistics = data_statistics(shared, references, counts, shortest, anchored)
     lone = [f.atoms.numbers[count == 0] for f, count in zip(train, of_frames, strict=True)]
     elements = np.unique(np.concatenate(lone)).tolist()
     n_lone = sum(map(bool, map(len, lone)))

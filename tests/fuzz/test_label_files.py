@@ -22,7 +22,7 @@ from strict_extxyz import DoubtError, contents
 from ase_bayesmlip.structures.labelled import read_frames
 from ase_bayesmlip.structures.partly_labelled import read_evaluation_frames
 from ase_bayesmlip.structures.reading import DataError
-from ase_bayesmlip.training.data import neighbor_counts
+from ase_bayesmlip.training.data import neighborhoods
 
 CUTOFF = 3.0
 WORDS = re.split(
@@ -175,7 +175,7 @@ def attempt(read, path):
         warnings.simplefilter("ignore")  # high stresses; overflows in casts of the reader
         try:
             frames = read(str(path))
-            neighbor_counts(frames, CUTOFF)
+            neighborhoods(frames, CUTOFF)
             return frames
         except DataError as error:
             message = str(error)

@@ -10,10 +10,13 @@ from torch import Tensor, nn
 
 from ase_bayesmlip.nn.pairs import (
     PairFunctions,
+    PairTable,
     bond,
     bond_slope,
     bonded,
     bonded_slope,
+    held,
+    held_slope,
     presence,
     zbl,
     zbl_slope,
@@ -37,11 +40,21 @@ class StackedPairs(nn.Module):
         The slopes are derivatives of the sum of the energies by the distances, (members, n_atoms,
         width), eV/Å.
         """
-        r, kind = around.distances, species.argmax(dim=1)
-        pairs = self.pairs.of_pairs(species.shape[1] * kind.unsqueeze(1) + kind[around.neighbor])
+        r, pairs = around.distances, self._pairs(species, around)
         bonds = bond(r, pairs).sum(dim=1)
         binding = self.get_buffer("binding") @ species.T
         energies = binding * bonded(bonds) + zbl(r, pairs).sum(dim=1)
         by_bonds = (binding * bonded_slope(bonds)).unsqueeze(2)
         slopes = by_bonds * bond_slope(r, pairs) + zbl_slope(r, pairs)
         return energies, slopes, presence(self.pairs.nearness(r).sum(dim=1))
+
+    def _pairs(self, species: Tensor, around: Surroundings) -> PairTable:
+        kind = species.argmax(dim=1)
+        return self.pairs.of_pairs(species.shape[1] * kind.unsqueeze(1) + kind[around.neighbor])
+
+    def seen(self, species: Tensor, around: Surroundings) -> Surroundings:
+        """What the network is shown: distances, and their derivatives, which lag behind."""
+        r, pairs = around.distances, self._pairs(species, around)
+        lag = held_slope(r, pairs).unsqueeze(2).unsqueeze(3)
+        slopes = torch.cat([lag * around.slopes[:, :, :1], around.slopes[:, :, 1:]], dim=2)
+        return around._replace(distances=held(r, pairs), slopes=slopes)

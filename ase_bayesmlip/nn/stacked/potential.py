@@ -116,12 +116,15 @@ class Record(NamedTuple):
 
     Attributes
     ----------
+    seen : Surroundings
+        As the network sees them.
     direct : Tensor or None, (members, n_atoms, width), eV/Å
         Derivatives by the distances of what depends on them alone.
     """
 
     layers: list[list[SavedTensors]]
     readouts: list[SavedTensors]
+    seen: Surroundings
     direct: Tensor | None
 
 
@@ -234,9 +237,10 @@ class StackedPotential(nn.Module):
         tensors: list[Tensor] = []
         basis: list[Tensor] = []
         kept: list[Features] = []
-        record = Record([], [], None)
+        seen = around if self.pairs is None else self.pairs.seen(species, around)
+        record = Record([], [], seen, None)
         for layer, readout in zip(self.layers, self.readouts, strict=True):
-            features, of_layer = layer(features, species, around)
+            features, of_layer = layer(features, species, seen)
             kept.append(features)
             out, tensor, hidden, of_readout = readout(features)
             record.layers.append(of_layer)
@@ -287,7 +291,7 @@ class StackedPotential(nn.Module):
             own: Slopes = [None] * len(slopes)
             own[readouts[k].scalar] = readouts[k].back(by_basis[k], record.readouts[k])
             slopes, found = layers[k].back(
-                added(slopes, own), record.layers[k], species, around, by_features=k > 0
+                added(slopes, own), record.layers[k], species, record.seen, by_features=k > 0
             )
             by_vectors.append(found)
         if record.direct is not None:

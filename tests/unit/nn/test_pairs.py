@@ -1,5 +1,6 @@
 """Energies at the ends: atoms alone, atoms that leave, atoms that come too close."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -22,6 +23,8 @@ from ase_bayesmlip.nn.pairs import (
     bond_slope,
     bonded,
     bonded_slope,
+    held,
+    held_slope,
     zbl,
     zbl_slope,
 )
@@ -43,8 +46,8 @@ def make(kind="nll_jef", statistics=STATISTICS, dtype=torch.float64, seed=0, **c
     return potential.requires_grad_(False)
 
 
-def functions(numbers, repulsion=True, cutoff=CUTOFF):
-    return PairFunctions(numbers, cutoff, 2, repulsion)
+def functions(numbers, repulsion=True, cutoff=CUTOFF, shortest=()):
+    return PairFunctions(numbers, cutoff, 2, repulsion, shortest)
 
 
 def terms(atoms, cutoff=CUTOFF):
@@ -162,6 +165,23 @@ def test_zbl_is_that_of_the_book():
     assert float(zbl(torch.tensor([0.5]), pairs)) == 0.0
 
 
+def test_the_network_is_shown_what_it_knows_and_comes_to_a_halt_below():
+    """Exact from 0.9 of the shortest distance on; from 0.6 down it stays at 0.75."""
+    pairs = functions([1, 8], shortest=[[1.6, 0.0], [0.0, 0.0]])
+    contact = covalent_radii[1] + covalent_radii[8]
+    for pair, shortest in ((0, 1.6), (1, contact), (3, 2.0 * covalent_radii[8])):
+        parameters = pairs.of_pairs(torch.tensor([pair]))
+        known = shortest * torch.linspace(0.9001, 3.0, 50).double()
+        assert torch.equal(held(known, parameters), known)
+        below = shortest * torch.linspace(0.01, 0.5999, 50).double()
+        torch.testing.assert_close(
+            held(below, parameters), torch.full_like(below, 0.75 * shortest), rtol=1e-9, atol=0.0
+        )
+    every = functions([1, 8]).of_pairs(torch.tensor([1]))
+    small = torch.linspace(0.01, 5.0, 500).double()
+    assert torch.equal(held(small, every), small)
+
+
 @pytest.mark.parametrize("cutoff", [1.0, 5.0])
 @pytest.mark.parametrize(("value", "slope"), [(bond, bond_slope), (zbl, zbl_slope)])
 def test_slopes_are_derivatives_and_nothing_reaches_beyond_the_cutoff(value, slope, cutoff):
@@ -170,6 +190,25 @@ def test_slopes_are_derivatives_and_nothing_reaches_beyond_the_cutoff(value, slo
     (expected,) = torch.autograd.grad(value(distances, pairs).sum(), distances)
     torch.testing.assert_close(slope(distances, pairs), expected)
     assert not value(distances, pairs)[distances >= cutoff].any()
+
+
+@pytest.mark.parametrize(("a", "b"), list(itertools.combinations_with_replacement("HCO", 2)))
+def test_far_below_the_training_an_untrained_network_digs_no_hole(a, b):
+    shortest = [[1.4, 1.0, 0.9], [1.0, 1.4, 1.3], [0.9, 1.3, 0.0]]
+    potential = make(statistics=dataclasses.replace(STATISTICS, shortest=shortest))
+    energies, repulsion = [], []
+    for distance in np.linspace(0.1, 0.36, 14):
+        atoms = dimer(a, b, distance)
+        energies.append(float(potential(graph_of(atoms, CUTOFF)).atomic_energies.sum()))
+        repulsion.append(float(terms(atoms).repulsion.sum()))
+    np.testing.assert_allclose(np.diff(energies), np.diff(repulsion), rtol=1e-9)
+
+
+def test_the_slope_of_what_is_seen():
+    pairs = functions([1], shortest=[[0.7]]).of_pairs(torch.zeros(200, dtype=torch.int64))
+    distances = torch.linspace(0.05, 1.5, 200).double().requires_grad_(True)
+    (expected,) = torch.autograd.grad(held(distances, pairs).sum(), distances)
+    torch.testing.assert_close(held_slope(distances, pairs), expected, atol=1e-12, rtol=1e-9)
 
 
 def test_the_slope_of_g():

@@ -18,7 +18,8 @@ from ase_bayesmlip.training.loss import loss
 from ase_bayesmlip.training.outputs import evaluate
 
 CUTOFF = 5.0
-STATISTICS = DataStatistics([1, 6, 8], [0.0, 0.0, 0.0], 12.0, 2.0, anchored=True)
+SHORTEST = [[1.2, 1.3, 1.2], [1.3, 1.6, 1.5], [1.2, 1.5, 0.0]]  # Å: above some in the structures
+STATISTICS = DataStatistics([1, 6, 8], [0.0, 0.0, 0.0], 12.0, 2.0, anchored=True, shortest=SHORTEST)
 CASES = {
     "race": {"backbone": "race", "n_layers": 3, "hidden_irreps": "4x0e + 4x1o + 4x2e"},
     "race-parities": {

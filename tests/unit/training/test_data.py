@@ -43,6 +43,21 @@ def test_limits_are_those_of_the_labels(tmp_path):
     assert record["has_lone_atoms"] is False
 
 
+def test_what_anchors_and_repulsion_need(tmp_path):
+    """The shortest distance is that across a cell of 1.7 Å; nothing says how energy is divided."""
+    wire = Atoms("CuO", [[0, 0, 0], [0, 0, 2.1]], cell=[9, 9, 1.7], pbc=[False, False, True])
+    wire.positions[1, 0] = 1.2
+    frames = [labelled(wire, 3.0, 1.0)]
+    statistics = load(tmp_path, frames, reference_energies={"Cu": 0.5, "O": 1.5}).statistics
+    assert statistics.anchored is True
+    across = np.hypot(1.2, 0.4)
+    np.testing.assert_allclose(statistics.shortest, [[1.7, across], [across, 1.7]])
+    assert statistics.mean_energies == pytest.approx([0.5, 0.5])
+    statistics = load(tmp_path, frames, reference_energies="fit").statistics
+    assert statistics.anchored is False
+    assert statistics.mean_energies == pytest.approx([0.0, 0.0])
+
+
 @pytest.mark.parametrize("periodic", [False, True])
 def test_lone_atoms(tmp_path, periodic):
     """The cutoff is 2.5 Å: copper at 2.55 Å has none of its neighbours, and is alone."""

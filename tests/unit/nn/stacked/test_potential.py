@@ -36,7 +36,8 @@ from ase_bayesmlip.training.outputs import evaluate
 
 CUTOFF = 4.0
 MEMBERS = 3
-STATISTICS = DataStatistics([1, 6, 8], [0.0, 0.0, 0.0], 12.0, 2.0, anchored=True)
+SHORTEST = [[1.2, 1.3, 1.2], [1.3, 1.6, 1.5], [1.2, 1.5, 0.0]]  # Å: above some in the structures
+STATISTICS = DataStatistics([1, 6, 8], [0.0, 0.0, 0.0], 12.0, 2.0, anchored=True, shortest=SHORTEST)
 SIX = "4x0o + 4x0e + 4x1o + 4x1e + 4x2o + 4x2e"
 NATURAL = "4x0e + 4x1o + 4x2e"
 NO_PAIRS = {"anchor": False, "repulsion": False}
