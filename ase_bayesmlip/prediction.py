@@ -81,6 +81,9 @@ class Prediction(NamedTuple):
         total one; None where the law is none or unknown.
     energy_shares : Tensor or None, (n_atoms,), eV²
         Cov(e_i, E): the share of each atom in the total variance of the energy, to which they sum.
+    feature_distance : Tensor of float64 or None, (n_atoms,)
+        √h of the leverage h of the features of each atom, see `nn.leverage`: how far they are from
+        those of the training atoms of its element.
     """
 
     energy: Tensor
@@ -100,6 +103,7 @@ class Prediction(NamedTuple):
     forces_trace_epistemic: Tensor | None = None
     forces_dof: Tensor | None = None
     energy_shares: Tensor | None = None
+    feature_distance: Tensor | None = None
 
 
 def sum_of_known(one: Tensor | None, other: Tensor | None) -> Tensor | None:
@@ -183,6 +187,7 @@ def _one_structure(fields: dict[str, np.ndarray], index: int, atoms: slice) -> d
     results["stress_cov"] = take("stress_cov_epistemic", index)
     results["energy_shares"] = take("energy_shares", atoms)
     results["forces_dof"] = take("forces_dof", atoms)
+    results["feature_distances"] = take("feature_distance", atoms)
     trace = take("forces_trace_epistemic", atoms)
     results["forces_std_epistemic"] = None if trace is None else np.sqrt(trace)
     results["energy_ensemble"] = take("energy_members", (slice(None), index))

@@ -1,8 +1,9 @@
 """Scores: one rotation-invariant number per structure that says how little the model knows it.
 
 A score is a pure function of the results of one evaluation and of the atoms they belong to. It
-reads epistemic uncertainty only: what is called aleatoric is the misfit at home, which is no reason
-to distrust the model and does not grow away from home.
+reads epistemic uncertainty or the distance of features from those of the training: what is called
+aleatoric is the misfit at home, which is no reason to distrust the model and does not grow away
+from home.
 
 Scores that are a maximum or a mean over atoms can be taken over some of them (`counted`, a mask).
 """
@@ -68,6 +69,29 @@ def atomic_energy_var_max(
     return Score(float(_among(per_atom, counted).max()), per_atom)
 
 
+def feature_distance_max(
+    results: Mapping[str, Any], atoms: Atoms, counted: np.ndarray | None = None
+) -> Score:
+    """Largest distance of the features of an atom from those of its element in training; 1.
+
+    It is the root of their leverage (`nn.leverage`), which every file has that was written with the
+    frames of its run, that of a single potential too. It needs no derivative and no second network.
+    """
+    per_atom = _feature_distances(results, atoms, "feature_distance_max")
+    return Score(float(_among(per_atom, counted).max()), per_atom)
+
+
+def feature_distance_mean(
+    results: Mapping[str, Any], atoms: Atoms, counted: np.ndarray | None = None
+) -> Score:
+    """Mean of these distances over the atoms; 1.
+
+    It tells a hotter molecule better than the maximum and hardly sees one strange atom among many.
+    """
+    per_atom = _feature_distances(results, atoms, "feature_distance_mean")
+    return Score(float(_among(per_atom, counted).mean()), per_atom)
+
+
 def energy_var(results: Mapping[str, Any], atoms: Atoms) -> Score:
     """Epistemic variance of the total energy; eV². It grows with the number of atoms."""
     return Score(float(_require(results, "energy_var_epistemic", atoms, "energy_var")), None)
@@ -78,6 +102,8 @@ SCORES: dict[str, ScoreFunction] = {
     "forces_epistemic_mean": forces_epistemic_mean,
     "atomic_energy_var_max": atomic_energy_var_max,
     "energy_var": energy_var,
+    "feature_distance_max": feature_distance_max,
+    "feature_distance_mean": feature_distance_mean,
 }
 
 SCORE_UNITS = {
@@ -85,6 +111,8 @@ SCORE_UNITS = {
     "forces_epistemic_mean": "eV/Å",
     "atomic_energy_var_max": "eV²",
     "energy_var": "eV²",
+    "feature_distance_max": "1",
+    "feature_distance_mean": "1",
 }
 
 _SCORE_KEYS = {
@@ -92,11 +120,19 @@ _SCORE_KEYS = {
     "forces_epistemic_mean": "forces_cov_epistemic",
     "atomic_energy_var_max": "energies_var_epistemic",
     "energy_var": "energy_var_epistemic",
+    "feature_distance_max": "feature_distances",
+    "feature_distance_mean": "feature_distances",
 }
 
 
 # Scores that can be taken over some of the atoms.
-OF_ATOMS = ("forces_epistemic_max", "forces_epistemic_mean", "atomic_energy_var_max")
+OF_ATOMS = (
+    "forces_epistemic_max",
+    "forces_epistemic_mean",
+    "atomic_energy_var_max",
+    "feature_distance_max",
+    "feature_distance_mean",
+)
 
 
 def find_score(score: str | ScoreFunction) -> tuple[str, ScoreFunction]:
@@ -191,6 +227,10 @@ def _among(per_atom: np.ndarray, counted: np.ndarray | None) -> np.ndarray:
     return per_atom if counted is None else per_atom[counted]
 
 
+def _feature_distances(results: Mapping[str, Any], atoms: Atoms, score: str) -> np.ndarray:
+    return np.asarray(_require(results, "feature_distances", atoms, score), dtype=float)
+
+
 def _force_deviation(results: Mapping[str, Any], atoms: Atoms, score: str) -> np.ndarray:
     """sqrt(tr Σ_i / 3), (n_atoms,), eV/Å: the standard deviation of one force component.
 
@@ -213,7 +253,8 @@ def _require(results: Mapping[str, Any], key: str, atoms: Atoms, score: str) -> 
         f"available scores: {', '.join(available)}"
         if available
         else "no built-in score is available from these results; a model that knows its "
-        "epistemic uncertainty is needed (for example a deep ensemble)"
+        "epistemic uncertainty is needed (for example a deep ensemble), or a file that "
+        "`bayesmlip serve` wrote with the frames of its run"
     )
     if getattr(atoms.calc, "lazy", False):
         remedy += "; the calculator was made with lazy=True, which leaves covariances out"

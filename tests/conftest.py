@@ -277,7 +277,7 @@ def eager():
 def serve():
     """Function that writes a served file: specification, path -> card."""
 
-    def write(spec, path, references=REFERENCE_ENERGIES):
+    def write(spec, path, references=REFERENCE_ENERGIES, home=None):
         spec = SERVED[spec] if isinstance(spec, str) else spec
         members, config, statistics = _members(spec, references)
         atoms = _ethanol()
@@ -295,7 +295,7 @@ def serve():
                 "pbc": atoms.pbc.tolist(),
             },
         }
-        return export_members(members, config, record, path)
+        return export_members(members, config, record, path, home=home)
 
     return write
 

@@ -37,6 +37,9 @@ def rows(card: Any) -> dict[str, str]:
         "data sha256": card.training.get("train_sha256", "?")[:16],
         "fitted when served": _at_home(card),
         "calibrated": _calibrated(card),
+        "score": f"{card.default_score}, unless a monitor asks for another"
+        if card.has_score
+        else "none",
         "thresholds from": _thresholds(card),
         "written": f"{card.created} with torch {card.versions.get('torch')}, "
         f"ase_bayesmlip {card.versions.get('ase_bayesmlip')}",
@@ -111,7 +114,8 @@ def _at_home(card: Any) -> str:
     text = f"to {n_train} training and {n_valid} validation frames"
     for name, factor in card.home.get("noise", {}).items():
         text += f"; noise of {name} times {factor:.3g}"
-    return text + (f"; gauge: {card.home['gauge']}" if "gauge" in card.home else "")
+    text += f"; gauge: {card.home['gauge']}" if "gauge" in card.home else ""
+    return text + ("; distances of features" if card.has_feature_distance else "")
 
 
 def _calibrated(card: Any) -> str:

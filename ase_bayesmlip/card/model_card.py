@@ -20,6 +20,10 @@ from ase_bayesmlip.card.rules import UNITS, check_card
 FORMAT_VERSION = 1
 CARD_NAME = "extra/model_card.json"
 
+# Posteriors whose epistemic part is none, or tells foreign frames from known ones less well than
+# the distance of features does.
+NO_DETECTOR = ("point", "evidential", "ivon", "swag")
+
 # What reading a damaged archive may raise.
 DAMAGE = (
     zipfile.BadZipFile,
@@ -75,7 +79,8 @@ class ModelCard:
         ``valid_frames`` are digests of the single structures, see `structures.overlap`.
     home : dict
         What was fitted to frames of the run when the file was written, and ``n_train`` and
-        ``n_valid``, the number of them. Empty where they were not given.
+        ``n_valid``, the number of them; ``n_features`` of an atom, whose distance from those of the
+        training the file gives. Empty where they were not given.
     calibration : dict
         ``n_frames``, ``sha256`` and ``scores`` (name -> sorted scores of the calibration frames),
         from which a monitor turns a false-alarm rate into a threshold, and digests of its
@@ -145,6 +150,23 @@ class ModelCard:
     def lazy(self) -> bool:
         """Whether covariances of forces take work that a step may leave out."""
         return self.n_draws > 0 or (self.evidential and self.n_members == 1)
+
+    @property
+    def has_feature_distance(self) -> bool:
+        """Whether the file knows how far the features of an atom are from the training's."""
+        return bool(self.home.get("n_features"))
+
+    @property
+    def has_score(self) -> bool:
+        """Whether the file gives a score that a monitor can take."""
+        return self.has_epistemic or self.has_feature_distance
+
+    @property
+    def default_score(self) -> str:
+        """The score of a monitor that is not told one: the best detector that the file has."""
+        if self.has_feature_distance and self.kind in NO_DETECTOR:
+            return "feature_distance_max"
+        return "forces_epistemic_max"
 
     @property
     def origin(self) -> dict[str, Any]:

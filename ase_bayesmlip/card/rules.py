@@ -172,7 +172,12 @@ FIELDS: dict[str, Rule] = {
     "unfinished": list_of(text),
     "training": _TRAINING,
     "home": record_of(
-        {}, {"n_train": count, "n_valid": count, "gauge": text, "noise": mapping(_positive)}
+        {},
+        {
+            **dict.fromkeys(("n_train", "n_valid", "n_features"), count),
+            "gauge": text,
+            "noise": mapping(_positive),
+        },
     ),
     "calibration": _CALIBRATION,
     "recalibrations": list_of(_RECALIBRATION),

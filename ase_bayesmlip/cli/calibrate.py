@@ -188,7 +188,7 @@ def calibrate_file(
     observed = observe(results, used, origin_of(card))
     found = calibrate(observed, card.atomic_numbers, method)
     calibration: dict[str, Any] = {}
-    if card.has_epistemic:
+    if card.has_score:
         kept = [(results[k], used[k].atoms) for k in found.level_frames]
         scaled = [scaled_results(r, a.get_chemical_symbols(), found.factors) for r, a in kept]
         calibration = {

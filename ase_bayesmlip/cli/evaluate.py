@@ -227,6 +227,7 @@ def _facts(calculator: Any) -> dict[str, Any]:
         "dtype": calculator.model.dtype,
         "backend": calculator.model.backend,
         "epistemic": card.has_epistemic,
+        "default_score": card.default_score,
         "aleatoric_energy": card.has_aleatoric_energy,
         "aleatoric_forces": card.has_aleatoric_forces,
         "calibration_frames": 0 if folds else card.calibration.get("n_frames", 0),

@@ -86,8 +86,8 @@ def _add_monitor(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--score",
-        default="forces_epistemic_max",
-        help="forces_epistemic_max, forces_epistemic_mean, atomic_energy_var_max or energy_var",
+        help="forces_epistemic_max, forces_epistemic_mean, feature_distance_max, "
+        "feature_distance_mean, atomic_energy_var_max or energy_var (default: the best one)",
     )
     parser.add_argument("--upper-limit", type=float, help="score of an unphysical frame: stop")
     parser.add_argument(

@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     for note in card.unfinished:
         print(f"unfinished: {note}", file=sys.stderr)
-    if frames and card.has_epistemic:
+    if frames and card.has_score:
         print(f"{n_kept} calibration frames: {promise(n_kept)}")
         score_frames(out, frames)
     elif parts:

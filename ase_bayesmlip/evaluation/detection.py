@@ -32,12 +32,14 @@ def _of_monitor(name: str) -> ScoreOfFrame:
     return lambda results, atoms: evaluate_score(SCORES[name], results, atoms).value
 
 
-# Name -> what it needs and the score. The first that the results allow is the headline: the score
-# that a monitor takes by default, or else its like for models without an epistemic part.
+# Name -> what it needs and the score. The first that the results allow is the headline, unless the
+# model has another default score.
 FRAME_SCORES: dict[str, tuple[str, ScoreOfFrame]] = {
     "forces_epistemic_max": ("forces_cov_epistemic", _of_monitor("forces_epistemic_max")),
     "forces_epistemic_mean": ("forces_cov_epistemic", _of_monitor("forces_epistemic_mean")),
     "atomic_energy_var_max": ("energies_var_epistemic", _of_monitor("atomic_energy_var_max")),
+    "feature_distance_max": ("feature_distances", _of_monitor("feature_distance_max")),
+    "feature_distance_mean": ("feature_distances", _of_monitor("feature_distance_mean")),
     "forces_total_max": ("forces_cov", forces_total_max),
     "energy_std_per_atom": ("energy_var", energy_std_per_atom),
 }
@@ -83,10 +85,13 @@ def frame_scores(comparison: Comparison) -> dict[str, np.ndarray]:
     }
 
 
-def detect(known: Comparison, foreign: Comparison, bootstrap: Bootstrap) -> list[Detection]:
+def detect(
+    known: Comparison, foreign: Comparison, bootstrap: Bootstrap, headline: str | None = None
+) -> list[Detection]:
     """Each available score on known against foreign frames, the headline first."""
     scores_in, scores_out = frame_scores(known), frame_scores(foreign)
     names = [name for name in scores_in if name in scores_out]
+    names.sort(key=lambda name: name != headline)
     if not names:
         bootstrap.note("no OOD detection: the model states no uncertainty")
     return [_detection(name, scores_in[name], scores_out[name], bootstrap) for name in names]

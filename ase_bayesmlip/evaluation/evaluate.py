@@ -247,7 +247,7 @@ def evaluate(
     before, before_ood
         Another model on the same frames, for instance the same before it was calibrated.
     names, model, description, notes
-        For the report; see `Evaluation`.
+        For the report; see `Evaluation`. The ``default_score`` of a model is the headline.
 
     Returns
     -------
@@ -260,6 +260,7 @@ def evaluate(
         raise ValueError(f"{labels['test']!r} names the test set and a foreign one; rename either")
     if foreign:
         labels["ood"] = next(iter(foreign))
+    headline = (model or {}).get("default_score")
     own = evaluate_set(test, "test set", bootstrap)
     found = {name: evaluate_set(part, name, bootstrap) for name, part in foreign.items()}
     compared = None if before is None else evaluate_set(before, "test set, before", bootstrap)
@@ -268,7 +269,7 @@ def evaluate(
         found,
         compared,
         {name: evaluate_set(part, f"{name}, before", bootstrap) for name, part in earlier.items()},
-        {name: detect(test, part, bootstrap) for name, part in foreign.items()},
+        {name: detect(test, part, bootstrap, headline) for name, part in foreign.items()},
         labels,
         model or {},
         description or {},

@@ -48,12 +48,12 @@ def counted_atoms(
         counted = _mask(atoms, chosen)
     if counted.all():
         return None
-    if card_threshold and score_name == "forces_epistemic_mean":
+    if card_threshold and score_name.endswith("_mean"):
         warnings.warn(
             "the threshold comes from means over all atoms of the calibration frames, and the "
             f"mean over {np.count_nonzero(counted)} of {len(atoms)} atoms may be larger: the "
-            "false-alarm rate is not kept. Use forces_epistemic_max, which fewer atoms only make "
-            "smaller, give calibration_scores of the same atoms, or atoms='all'",
+            "false-alarm rate is not kept. Use a maximum, which fewer atoms only make smaller"
+            ", give calibration_scores of the same atoms, or atoms='all'",
             UserWarning,
             stacklevel=3,
         )

@@ -31,6 +31,7 @@ from ase_bayesmlip.scores import (
     ScoreFunction,
     calibration_scores,
     evaluate_score,
+    find_score,
 )
 
 # Of a monitor that is given neither a rate nor a threshold.
@@ -55,6 +56,28 @@ class Limit(NamedTuple):
     rate: float | None
     score: ScoreFunction
     meaning: str
+
+
+def named_score(score: str | ScoreFunction | None, calculator: Any) -> tuple[str, ScoreFunction]:
+    """Name and function of a score; for None of the best that the file of a calculator has.
+
+    Warns
+    -----
+    UncertaintyWarning
+        If the file tells foreign structures by the distance of features better than by `score`.
+    """
+    card = getattr(calculator, "card", None)
+    best = getattr(card, "default_score", "forces_epistemic_max")
+    found = find_score(best if score is None else score)
+    by_distance = found[0].startswith("feature_distance") or found[0] not in SCORES
+    if best == "feature_distance_max" and not by_distance:
+        warnings.warn(
+            f"{found[0]} of the {card.kind} posterior in this file hardly tells foreign structures "
+            f"from known ones; {best} does, and is what a monitor takes that is given no score",
+            UncertaintyWarning,
+            stacklevel=3,
+        )
+    return found
 
 
 def find_limit(

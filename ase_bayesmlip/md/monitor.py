@@ -27,11 +27,11 @@ from ase_bayesmlip.md.events import (
     worst_atoms,
 )
 from ase_bayesmlip.md.integrators import check_attached_once, observed_structure, time_step_fs
-from ase_bayesmlip.md.limit import find_limit, find_scores
+from ase_bayesmlip.md.limit import find_limit, find_scores, named_score
 from ase_bayesmlip.md.physical import PhysicalChecks, unphysical_results
 from ase_bayesmlip.md.stopping import Brake
 from ase_bayesmlip.md.threshold import Budget, Trigger
-from ase_bayesmlip.scores import SCORE_UNITS, Score, ScoreFunction, evaluate_score, find_score
+from ase_bayesmlip.scores import SCORE_UNITS, Score, ScoreFunction, evaluate_score
 
 
 class _Observation(NamedTuple):
@@ -65,9 +65,9 @@ class UncertaintyMonitor:
     Parameters
     ----------
     dyn : MolecularDynamics or Optimizer
-    score : str or callable
+    score : str, callable or None
         A name in `SCORES`, or a function ``(results, atoms) -> Score or float``, which chooses its
-        atoms itself.
+        atoms itself. None takes the best that the file has (``card.default_score``).
     atoms : None, "all", mask or indices
         The atoms that count in a score that is a maximum or a mean over atoms. None leaves out
         those that constraints hold fixed in all three coordinates. Calibration scores are of whole
@@ -127,7 +127,7 @@ class UncertaintyMonitor:
         self,
         dyn: Any,
         *,
-        score: str | ScoreFunction = "forces_epistemic_max",
+        score: str | ScoreFunction | None = None,
         atoms: Any = None,
         threshold: float | None = None,
         false_alarm_rate: float | None = None,
@@ -150,7 +150,7 @@ class UncertaintyMonitor:
         self.dyn = dyn
         self.atoms = observed_structure(dyn)
         self._brake = Brake(dyn)
-        named = find_score(score)
+        named = named_score(score, self.atoms.calc)
         self.score_name = named[0]
         limit = find_limit(threshold, false_alarm_rate, calibration_scores, named, self.atoms.calc)
         self.threshold, self.false_alarm_rate, self._score, self.meaning = limit
@@ -160,7 +160,7 @@ class UncertaintyMonitor:
             self.atoms,
             atoms,
             self.score_name,
-            by_name=isinstance(score, str),
+            by_name=not callable(score),
             card_threshold=threshold is None and calibration_scores is None,
         )
         self._heed_constraints()

@@ -96,7 +96,7 @@ class SimulationConfig:
     trajectory_interval: int = 10
     false_alarm_rate: float | None = None
     threshold: float | None = None
-    score: str = "forces_epistemic_max"
+    score: str | None = None
     action: str = "continue"
     patience: int = 1
     cooldown: int = 0

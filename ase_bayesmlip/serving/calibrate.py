@@ -78,7 +78,7 @@ def _module(path: Path, card: ModelCard) -> Any:
         module = torch.jit.load(str(path), map_location="cpu")
         if hasattr(module, "variance_scaling"):
             return module
-        members, references = rebuild_members(path, card)
+        members, references, _ = rebuild_members(path, card)
         known = {z: float(references[z]) for z in card.atomic_numbers}
         return script(ServedModel(members, known), card.dtype)
 

@@ -25,6 +25,7 @@ from ase_bayesmlip.config.strict import from_dict
 from ase_bayesmlip.graph import AtomicGraph, batch_graphs
 from ase_bayesmlip.nn.build import DataStatistics, build_potential
 from ase_bayesmlip.nn.last_layer import LastLayerPotential
+from ase_bayesmlip.nn.leverage import Leverage
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.nn.stacked.operators import INTERFACE, load_kernels
 from ase_bayesmlip.serving.agreement import deviations, disagreement, excess, largest
@@ -86,8 +87,8 @@ def compile_served(path: Path, device: str = "cpu", dtype: str | None = None) ->
     reference = load_model(path, dtype="float64", backend="torchscript")
     card = reference.card
     dtype = dtype or card.dtype
-    members, references = rebuild_members(path, card)
-    program = MixtureProgram(members, references, DTYPES[dtype])
+    members, references, leverage = rebuild_members(path, card)
+    program = MixtureProgram(members, references, DTYPES[dtype], leverage)
     set_factors(program.variance_scaling, total_factors(card))
     program = program.to(target)
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
@@ -142,8 +143,8 @@ def _remember(record: dict[str, Any], path: Path) -> None:
 
 def rebuild_members(
     path: Path, card: ModelCard
-) -> tuple[list[Potential | LastLayerPotential], torch.Tensor]:
-    """Potentials with the weights of a served file, in float64, and its reference energies."""
+) -> tuple[list[Potential | LastLayerPotential], torch.Tensor, Leverage | None]:
+    """Potentials of a served file, in float64, its reference energies, and its leverage."""
     model = from_dict(ModelConfig, completed(card.config)["model"])
     loss = from_dict(LossConfig, card.config["loss"])
     with quiet_torchscript():
@@ -172,7 +173,9 @@ def rebuild_members(
             members.append(LastLayerPotential(potential, *tensors))
         else:
             members.append(potential)
-    return members, module.reference_energies.detach().to(torch.float64)
+    found = getattr(module, "leverage", None)
+    leverage = None if found is None else Leverage(found.centre.double(), found.factor.double())
+    return members, module.reference_energies.detach().to(torch.float64), leverage
 
 
 def build_kernels(source: str, folder: Path) -> tuple[Path, str]:

@@ -16,6 +16,7 @@ from ase_bayesmlip.card import ModelCard
 from ase_bayesmlip.config import Config, to_dict
 from ase_bayesmlip.nn.evidential.potential import EvidentialPotential
 from ase_bayesmlip.nn.last_layer import LastLayerPotential
+from ase_bayesmlip.nn.leverage import leverage_at_home
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.serving.archive import quiet_torchscript, write_served
 from ase_bayesmlip.serving.gauge import fix_gauge
@@ -63,8 +64,13 @@ def export_members(
     )
     for parameter in (p for member in members for p in member.parameters()):
         parameter.data = parameter.data.to(DTYPES[config.training.dtype]).to(torch.float64)
-    at_home = {} if home is None else _fit_at_home(members, home)
-    model = ServedModel(members, references)
+    at_home: dict[str, Any] = {}
+    leverage = None
+    if home is not None:
+        at_home = _fit_at_home(members, home)
+        leverage = leverage_at_home(members[0], (graph for graph, _ in home.train.items))
+        at_home["n_features"] = leverage.centre.shape[1]
+    model = ServedModel(members, references, leverage)
     graph = probe_graph(record["probe"], config.model.cutoff)
     expected = expected_numbers(model(graph, False, False))
     card = _card(members, config, record, {**record["probe"], "expected": expected}, seed)

@@ -80,6 +80,7 @@ def mix(
     atomic_noise: Tensor | None,
     force_noise: Tensor | None,
     members: bool,
+    feature_distance: Tensor | None = None,
 ) -> Prediction:
     """Moments of the mixture from what each of S samples says.
 
@@ -90,6 +91,7 @@ def mix(
     force_noise : Tensor of float64 or None, (n_atoms, 3, 3), (eV/Å)², averaged over samples
     members : bool
         Whether to return each sample's energies, forces and stress.
+    feature_distance : Tensor of float64 or None, (n_atoms,)
     """
     reference = reference_energies.index_select(0, graph.atomic_numbers)
     total = sum_by_graph(means.energies, graph.batch, graph.n_graphs)
@@ -131,6 +133,7 @@ def mix(
         forces_trace_epistemic=spread.forces_trace,
         forces_dof=dof,
         energy_shares=sum_of_known(spread.energy_shares, atomic_noise),
+        feature_distance=feature_distance,
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ase_bayesmlip.graph import AtomicGraph, DenseEdges
 from ase_bayesmlip.nn.derivatives import stress_from_strain_gradient
 from ase_bayesmlip.nn.last_layer import LastLayerPotential, all_as_noise, by_element
+from ase_bayesmlip.nn.leverage import Leverage
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.nn.stacked.geometry import DenseGeometry, forces_from_edges, virial_from_edges
 from ase_bayesmlip.nn.stacked.potential import StackedPotential
@@ -35,6 +36,8 @@ class MixtureProgram(nn.Module):
     reference_energies : Tensor of float64, (119,), eV
     dtype : torch.dtype
         Precision of the networks; coordinates and moments stay in float64.
+    leverage : Leverage or None
+        See `ServedModel`.
 
     Attributes
     ----------
@@ -53,8 +56,10 @@ class MixtureProgram(nn.Module):
         members: Sequence[Potential | LastLayerPotential],
         reference_energies: Tensor,
         dtype: torch.dtype,
+        leverage: Leverage | None = None,
     ) -> None:
         super().__init__()
+        self.leverage = None if leverage is None else leverage.to(dtype)
         uncertain = [member for member in members if isinstance(member, LastLayerPotential)]
         networks = [m.potential if isinstance(m, LastLayerPotential) else m for m in members]
         self.n_members = len(members)
@@ -126,6 +131,7 @@ class MixtureProgram(nn.Module):
             self._mean(energy_noise),
             self._mean(force_noise),
             members=True,
+            feature_distance=self._distance(record.invariants, species),
         )
         return self.variance_scaling(graph.atomic_numbers, prediction)
 
@@ -143,6 +149,12 @@ class MixtureProgram(nn.Module):
             rows = species @ rows.view(len(rows), -1, n_weights)
             basis, mean = by_element(basis, species), mean.unsqueeze(1)
         return basis, torch.cat([mean + rows[:n_members], rows[n_members:]])
+
+    def _distance(self, invariants: list[Tensor], species: Tensor) -> Tensor | None:
+        if self.leverage is None:
+            return None
+        of_first = torch.cat([x[0] for x in invariants], dim=1)
+        return torch.sqrt(self.leverage(of_first, species)).to(torch.float64)
 
     def _mean(self, noise: Tensor | None) -> Tensor | None:
         """Average over the members."""

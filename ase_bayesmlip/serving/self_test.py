@@ -180,6 +180,7 @@ def _check_flags(prediction: Prediction, model: Model) -> None:
         ("has_aleatoric_energy", card.has_aleatoric_energy, prediction.energy_var_aleatoric),
         ("has_aleatoric_forces", card.has_aleatoric_forces, prediction.forces_cov_aleatoric),
         ("evidential", alone, prediction.forces_trace_epistemic),
+        ("home.n_features", card.has_feature_distance, prediction.feature_distance),
     ):
         if claimed != (value is not None):
             raise ValueError(

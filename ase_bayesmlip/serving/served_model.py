@@ -17,6 +17,7 @@ from ase_bayesmlip.nn.derivatives import (
     without_graph,
 )
 from ase_bayesmlip.nn.last_layer import LastLayerPotential
+from ase_bayesmlip.nn.leverage import Leverage, invariant_starts, invariants
 from ase_bayesmlip.nn.potential import MAX_ATOMIC_NUMBER, Potential
 from ase_bayesmlip.prediction import MemberOutput, Prediction
 from ase_bayesmlip.serving.mixture import Means, OwnSpread, mix
@@ -35,6 +36,8 @@ class ServedModel(nn.Module):
     members : sequence of Potential or LastLayerPotential
         Samples of the posterior, in float64.
     reference_energies : dict of int to float, eV
+    leverage : Leverage or None
+        Of the features of the first member; None where distances of features are unknown.
     """
 
     reference_energies: Tensor
@@ -43,11 +46,13 @@ class ServedModel(nn.Module):
         self,
         members: Sequence[Potential | LastLayerPotential],
         reference_energies: dict[int, float],
+        leverage: Leverage | None = None,
     ) -> None:
         super().__init__()
-        for member in members:
-            network = member.potential if isinstance(member, LastLayerPotential) else member
+        networks = [m.potential if isinstance(m, LastLayerPotential) else m for m in members]
+        for network in networks:
             network.fold()
+        self.leverage, self.invariant_starts = leverage, invariant_starts(networks[0])
         self.members = nn.ModuleList(members)
         table = torch.zeros(MAX_ATOMIC_NUMBER + 1, dtype=torch.float64)
         for number, energy in reference_energies.items():
@@ -79,12 +84,15 @@ class ServedModel(nn.Module):
         stresses: list[Tensor] = []
         draw_forces: list[Tensor] = []
         draw_stresses: list[Tensor] = []
+        distance: Tensor | None = None
         graph, parts = self.divided(graph)
         for member in self.members:
             leaf, positions, strain = with_derivative_inputs(graph, stress)
             leaves = [positions, strain] if stress else [positions]
             strata = member.strata(leaf, parts)  # type: ignore[operator]
             output = member.output(strata, leaf, not force_spread)  # type: ignore[operator]
+            if distance is None:
+                distance = self.distance(strata.features, strata.species)
             wanted, draws = output.atomic_energies, output.draws
             if draws is not None and force_spread:
                 wanted = torch.cat([wanted, draws])
@@ -112,8 +120,16 @@ class ServedModel(nn.Module):
             mean_noise(energy_noise),
             mean_noise(force_noise),
             members,
+            distance,
         )
         return self.variance_scaling(graph.atomic_numbers, prediction)
+
+    def distance(self, features: list[Tensor], species: Tensor) -> Tensor | None:
+        """√h of every atom, (n_atoms,), float64; None without a leverage."""
+        if self.leverage is None:
+            return None
+        x = invariants(features, self.invariant_starts).detach()
+        return torch.sqrt(self.leverage(x, species)).to(torch.float64)
 
     def divided(self, graph: AtomicGraph) -> tuple[AtomicGraph, list[Part] | None]:
         """The graph, and in which parts to take its edges, which it has in order then.

@@ -99,6 +99,7 @@ def calibrated(
         # Of the Student-t law of that covariance: its shape, which no factor changes.
         forces_dof=p.forces_dof,
         energy_shares=scaled_shares(p.energy_shares, p.atomic_energies_var_aleatoric, energy),
+        feature_distance=p.feature_distance,
     )
 
 

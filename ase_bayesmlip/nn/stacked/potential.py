@@ -112,10 +112,12 @@ class StackedLayer(nn.Module):
 
 
 class Record(NamedTuple):
-    """What a forward pass of `StackedPotential` leaves for its derivatives.
+    """What a forward pass of `StackedPotential` leaves for its derivatives, and what they rest on.
 
     Attributes
     ----------
+    invariants : list of Tensor, each (members, n_atoms, channels)
+        Of each layer.
     seen : Surroundings
         As the network sees them.
     direct : Tensor or None, (members, n_atoms, width), eV/Å
@@ -124,6 +126,7 @@ class Record(NamedTuple):
 
     layers: list[list[SavedTensors]]
     readouts: list[SavedTensors]
+    invariants: list[Tensor]
     seen: Surroundings
     direct: Tensor | None
 
@@ -238,13 +241,14 @@ class StackedPotential(nn.Module):
         basis: list[Tensor] = []
         kept: list[Features] = []
         seen = around if self.pairs is None else self.pairs.seen(species, around)
-        record = Record([], [], seen, None)
+        record = Record([], [], [], seen, None)
         for layer, readout in zip(self.layers, self.readouts, strict=True):
             features, of_layer = layer(features, species, seen)
             kept.append(features)
             out, tensor, hidden, of_readout = readout(features)
             record.layers.append(of_layer)
             record.readouts.append(of_readout)
+            record.invariants.append(features[readout.scalar][:, :, 0])
             basis.append(hidden)
             total = total + out
             tensors += [] if tensor is None else [tensor]

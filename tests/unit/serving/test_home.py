@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.md.verlet import VelocityVerlet
 from tiny import CONTENT, tiny_config
 
+from ase_bayesmlip import BayesianCalculator, UncertaintyMonitor
+from ase_bayesmlip.md import UncertaintyWarning
 from ase_bayesmlip.serving.home import evenly, load_home
 from ase_bayesmlip.structures.labelled import LabelledFrame
 from ase_bayesmlip.structures.reading import DataError
@@ -65,3 +68,45 @@ def test_frames_that_changed_are_refused(tmp_path):
     path.unlink()
     with pytest.raises((DataError, FileNotFoundError), match=r"train\.extxyz"):
         load_home(config, record)
+
+
+@pytest.fixture(scope="module")
+def known(serve, tmp_path_factory):
+    """A single potential that was served with frames at home."""
+    path = tmp_path_factory.mktemp("home") / "point.pt"
+    config = tiny_config(model={"cutoff": 4.0})
+    data = load_training_data(config)
+    serve("point", path, home=load_home(config, data.record()))
+    return BayesianCalculator(path), data
+
+
+def test_a_single_potential_knows_how_far_an_atom_is_from_home(known):
+    calculator, data = known
+    atoms = data.valid[0].atoms.copy()
+    at_home = calculator.evaluate([atoms])[0]["feature_distances"]
+    atoms.positions[0] *= 1.3
+    away = calculator.evaluate([atoms])[0]["feature_distances"]
+    assert at_home.shape == (len(atoms),)
+    assert 0.0 < at_home.max() < away.max()
+    assert "feature_distances" in calculator.implemented_properties
+
+
+def test_its_distance_is_the_default_score_of_a_file_without_another_detector(known, served):
+    calculator, data = known
+    assert calculator.card.default_score == "feature_distance_max"
+    assert BayesianCalculator(served("ensemble")).card.default_score == "forces_epistemic_max"
+    atoms = data.valid[0].atoms.copy()
+    atoms.calc = calculator
+    monitor = UncertaintyMonitor(VelocityVerlet(atoms, 1.0), threshold=0.5)
+    assert monitor.score_name == "feature_distance_max"
+    with pytest.warns(UncertaintyWarning, match="feature_distance_max does"):
+        UncertaintyMonitor(VelocityVerlet(atoms, 1.0), score="energy_var", threshold=0.5)
+
+
+def test_distances_turn_with_nothing(known):
+    calculator, data = known
+    atoms = data.valid[0].atoms.copy()
+    expected = calculator.evaluate([atoms])[0]["feature_distances"]
+    atoms.rotate(50, (1, 2, 3))
+    found = calculator.evaluate([atoms])[0]["feature_distances"]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 from types import SimpleNamespace
@@ -13,12 +14,14 @@ from ase.data import chemical_symbols
 
 from ase_bayesmlip.graph import batch_graphs, dense_edges
 from ase_bayesmlip.nn.evidential.potential import EvidentialPotential
+from ase_bayesmlip.nn.leverage import leverage_at_home
 from ase_bayesmlip.nn.mean_energy import MeanEnergyNoise
 from ase_bayesmlip.nn.stacked.operators import load_kernels
 from ase_bayesmlip.prediction import Prediction
 from ase_bayesmlip.serving.compiled import program_inputs
 from ase_bayesmlip.serving.compiler import build_kernels
 from ase_bayesmlip.serving.program import MixtureProgram
+from ase_bayesmlip.serving.served_model import ServedModel
 from ase_bayesmlip.testing import check_served_model, graph_of
 
 CUTOFF = 4.0
@@ -272,6 +275,7 @@ def test_what_no_loss_trained_is_unknown(name, unknown, programs, graphs):
     assert {field for field, value in prediction._asdict().items() if value is None} == unknown | {
         "forces_trace_epistemic",  # of a single evidential network, as are the others
         "forces_dof",
+        "feature_distance",
     }
 
 
@@ -364,3 +368,22 @@ def test_source_depends_on_architecture_and_precision_alone(programs, eager):
     other = MixtureProgram(list(members), program.reference_energies, torch.float32)
     assert other.stacked.kernel_source(torch.float64) == source
     assert programs("race")[1].stacked.kernel_source(torch.float64) != source
+
+
+@pytest.mark.parametrize("name", ["ensemble", "laplace", "evidential"])
+def test_a_program_says_how_far_features_are_from_home(name, eager, graphs):
+    model = eager(name)
+    members, energies = list(model.members), model.reference_energies
+    leverage = leverage_at_home(members[0], [graphs("molecule"), graphs("crystal")])
+    references = {z: float(energies[z]) for z in range(1, 119)}
+    knowing = ServedModel(members, references, leverage).eval()
+    program = MixtureProgram(members, energies, torch.float64, copy.deepcopy(leverage))
+    graph = graphs("batch")
+    assert knowing(graph, False, False).feature_distance.max() > 1.0
+    assert_same_fields(knowing, program, graph, tolerances_with_distance(program))
+
+
+def tolerances_with_distance(program):
+    others = tolerances_of(program)
+    # Of the error of a feature in units of λ, the least that training is taken to have varied by.
+    return lambda field: 1e-4 if field == "feature_distance" else others(field)
