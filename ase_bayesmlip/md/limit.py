@@ -70,7 +70,7 @@ def named_score(score: str | ScoreFunction | None, calculator: Any) -> tuple[str
     best = getattr(card, "default_score", "forces_epistemic_max")
     found = find_score(best if score is None else score)
     by_distance = found[0].startswith("feature_distance") or found[0] not in SCORES
-    if best == "feature_distance_max" and not by_distance:
+    if card is not None and best == "feature_distance_max" and not by_distance:
         warnings.warn(
             f"{found[0]} of the {card.kind} posterior in this file hardly tells foreign structures "
             f"from known ones; {best} does, and is what a monitor takes that is given no score",
