@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ase_bayesmlip.nn.last_layer import LastLayerPotential
 from ase_bayesmlip.nn.potential import Potential
@@ -37,7 +38,7 @@ def fix_gauge(members: Sequence[Potential | LastLayerPotential], home: Home) -> 
         What was done, for people.
     """
     networks = [m.potential if isinstance(m, LastLayerPotential) else m for m in members]
-    sums, counts = element_energies(networks, home)
+    sums, counts = element_energies(members, networks[0].atomic_numbers, home)
     free = free_constants(home.compositions)
     if free.shape[1] == 0:
         return "none to choose: totals of the training fix the mean energy of every element"
@@ -51,17 +52,18 @@ def fix_gauge(members: Sequence[Potential | LastLayerPotential], home: Home) -> 
     )
 
 
-def element_energies(networks: Sequence[Potential], home: Home) -> tuple[Floats, Floats]:
+def element_energies(
+    members: Sequence[Potential | LastLayerPotential], elements: Tensor, home: Home
+) -> tuple[Floats, Floats]:
     """Sum of the interaction energies of atoms of each element, (S, n_elements), eV, and counts."""
-    elements = networks[0].atomic_numbers
-    sums = torch.zeros(len(networks), len(elements), dtype=torch.float64)
+    sums = torch.zeros(len(members), len(elements), dtype=torch.float64)
     counts = torch.zeros(len(elements), dtype=torch.float64)
     for graph, _ in home.train.batches(range(len(home.train)), BATCH_SIZE):
         place = torch.searchsorted(elements, graph.atomic_numbers)
         counts.index_add_(0, place, torch.ones(len(place), dtype=torch.float64))
         with torch.no_grad():
-            for row, network in zip(sums, networks, strict=True):
-                row.index_add_(0, place, network(graph, True).atomic_energies[0])
+            for row, member in zip(sums, members, strict=True):
+                row.index_add_(0, place, member(graph, True).atomic_energies[0])
     return sums.numpy(), counts.numpy()
 
 

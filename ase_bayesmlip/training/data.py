@@ -68,6 +68,7 @@ class GraphDataset:
         device: torch.device | str = "cpu",
     ) -> None:
         self.items: list[tuple[AtomicGraph, Labels]] = []
+        self.sources = [frame.source for frame in frames]
         for frame in frames:
             unknown = sorted({int(z) for z in frame.atoms.numbers} - references.keys())
             if unknown:

@@ -15,7 +15,9 @@ from ase_bayesmlip.config import Config, LossConfig
 from ase_bayesmlip.graph import AtomicGraph
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.training.data import GraphDataset, Labels
+from ase_bayesmlip.training.distributed import rank
 from ase_bayesmlip.training.epochs import Epochs, row_of
+from ase_bayesmlip.training.few_frames import warn_of_few_frames
 from ase_bayesmlip.training.first_scales import set_first_scales
 from ase_bayesmlip.training.log import METRICS_FILE
 from ase_bayesmlip.training.loss import final_loss
@@ -199,6 +201,8 @@ class Trainer(Epochs):
             return
         with other_weights(self.potential, self.now.best):
             metrics = self.validate(kind)
+            if kind != "evidential" and rank() == 0:
+                warn_of_few_frames(self.potential, self.valid_set, self.folder)
         self.now.best["noise.energy_scale"] *= metrics["energy_chi2"]
         if kind != "nll_e":
             self.now.best["noise.force_scale"] *= metrics["forces_chi2"]
