@@ -25,6 +25,7 @@ def random_results(seed: int, n_atoms: int = 4) -> dict:
         "forces_cov_epistemic": roots @ roots.transpose(0, 2, 1),
         "energies_var_epistemic": generator.uniform(0.1, 2.0, n_atoms),
         "energy_var_epistemic": float(generator.uniform(0.1, 2.0)),
+        "feature_distances": generator.uniform(0.1, 2.0, n_atoms),
     }
 
 
@@ -51,6 +52,15 @@ def test_force_score_is_the_root_of_a_third_of_the_trace():
     assert score.value == pytest.approx(2.0, rel=1e-14)
 
 
+def test_distances_of_features_are_scored_by_the_largest_and_by_their_mean():
+    results = {"feature_distances": np.array([0.1, 0.4, 0.2, 0.3])}
+    largest = SCORES["feature_distance_max"](results, make_atoms())
+    assert largest.value == 0.4
+    assert largest.per_atom.tolist() == [0.1, 0.4, 0.2, 0.3]
+    mean = SCORES["feature_distance_mean"](results, make_atoms())
+    assert mean.value == pytest.approx(0.25, rel=1e-14)
+
+
 def test_energy_scores():
     atoms = make_atoms()
     results = {"energies_var_epistemic": np.array([1.0, 4.0, 2.0, 3.0]), "energy_var_epistemic": 7}
@@ -70,7 +80,8 @@ def test_scores_are_invariant_under_rotation_reflection_and_permutation(seed, na
     turned["forces_cov_epistemic"] = (rotation @ results["forces_cov_epistemic"] @ rotation.T)[
         order
     ]
-    turned["energies_var_epistemic"] = results["energies_var_epistemic"][order]
+    for per_atom in ("energies_var_epistemic", "feature_distances"):
+        turned[per_atom] = results[per_atom][order]
     atoms = make_atoms()
     before, after = SCORES[name](results, atoms), SCORES[name](turned, atoms)
     assert after.value == pytest.approx(before.value, rel=1e-12)
@@ -96,7 +107,7 @@ def test_missing_key_names_key_posterior_and_remedy(name):
         SCORES[name]({"energy": 1.0}, atoms)
     text = str(caught.value)
     assert name in text
-    assert "_epistemic" in text
+    assert ("feature_distances" if name.startswith("feature") else "_epistemic") in text
     assert "'point' posterior" in text
     assert "deep ensemble" in text
 
