@@ -32,6 +32,7 @@ from ase_bayesmlip.metrics import Origin, origin_of
 from ase_bayesmlip.posteriors import POSTERIORS
 from ase_bayesmlip.posteriors.run_folder import read_run
 from ase_bayesmlip.serving.export import export_members
+from ase_bayesmlip.serving.home import load_home
 from ase_bayesmlip.structures.labelled import LabelledFrame, read_frames
 
 # Row -> title and run. The rows "spread" and "mace" have the spread of four members alone, and
@@ -96,7 +97,7 @@ class Answers:
 
 
 def serve(run: Path, row: str, path: Path) -> None:
-    """Serve a run to a file; the row "point" is the first member of the ensemble."""
+    """Serve a run as the command does; the row "point" is the first member of the ensemble."""
     state = POSTERIORS[read_run(run)[0].posterior.kind].load(run)
     members = POSTERIORS[state.config.posterior.kind].draw(
         state, None, torch.Generator().manual_seed(0)
@@ -104,7 +105,8 @@ def serve(run: Path, row: str, path: Path) -> None:
     config = state.config
     if row == "point":
         members, config = members[:1], dataclasses.replace(config, posterior=PointConfig())
-    export_members(members, config, state.record, path, seed=0)
+    home = load_home(state.config, state.record)
+    export_members(members, config, state.record, path, seed=0, home=home)
 
 
 def answers_of_file(

@@ -238,7 +238,6 @@ COLUMNS = {
         "600 K.forces_rmse_meV_per_A": ("600 K: force RMSE", ".1f"),
         "600 K.forces_nll": ("600 K: NLL of forces", ".2f"),
         "epochs": ("epochs", ".0f"),
-        "minutes": ("minutes", ".1f"),
     },
     "evidence": {
         "forces_mae_meV_per_A": ("force MAE, meV/Å", ".1f"),

@@ -30,6 +30,7 @@ from ase_bayesmlip.nn.evidential.components import eip_epistemic_variance, eip_s
 from ase_bayesmlip.posteriors import POSTERIORS
 from ase_bayesmlip.posteriors.run_folder import read_run
 from ase_bayesmlip.serving.export import export_members
+from ase_bayesmlip.serving.home import load_home
 from ase_bayesmlip.structures.labelled import LabelledFrame, read_frames
 from ase_bayesmlip.structures.neighbors import graph_of
 from ase_bayesmlip.training.outputs import evaluate
@@ -223,10 +224,11 @@ def _largest(said: Said) -> np.ndarray:
 
 
 def served(state: Any, path: Path) -> BayesianCalculator:
-    """Serve a posterior to a file and load it."""
+    """Serve a posterior to a file, as the command does, and load it."""
     posterior = POSTERIORS[state.config.posterior.kind]
     members = posterior.draw(state, None, torch.Generator().manual_seed(0))
-    export_members(members, state.config, state.record, path, seed=0)
+    home = load_home(state.config, state.record)
+    export_members(members, state.config, state.record, path, seed=0, home=home)
     return BayesianCalculator(path)
 
 

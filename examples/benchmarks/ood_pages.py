@@ -24,6 +24,7 @@ import yaml
 from ase import Atoms
 from ase.build import bulk
 from calibration_rows import serve
+from cases import conditions
 from evidential import CONFIGS, train
 from scipy.integrate import cumulative_trapezoid
 from scipy.optimize import curve_fit
@@ -45,6 +46,7 @@ CRYSTALS = {"si": ("Si", "diamond", 5.47), "mo": ("Mo", "bcc", 3.17)}  # Å, nea
 STRAINS = np.linspace(-0.25, 0.5, 31)  # of a length
 SCANS = {"O-H": ("ethanol_stretch_OH", 0.97), "C-C": ("ethanol_stretch_CC", 1.51)}  # Å at rest
 SLACK = 0.1  # of a bond length, which vibrations at home reach
+SLOPE = 4.0  # of the bulk modulus with pressure, as most solids have it
 EPISTEMIC = "energy_var_epistemic"
 
 
@@ -123,35 +125,36 @@ def curve(
     }
 
 
-def vinet_pressure(volume: np.ndarray, v0: float, b0: float, slope: float) -> np.ndarray:
+def vinet_pressure(volume: np.ndarray, v0: float, b0: float) -> np.ndarray:
     """Pressure of Vinet's equation of state, eV/Å³ (doi:10.1103/PhysRevB.35.1945)."""
     x = np.cbrt(volume / v0)
-    return 3.0 * b0 * (1.0 - x) / x**2 * np.exp(1.5 * (slope - 1.0) * (1.0 - x))
+    return 3.0 * b0 * (1.0 - x) / x**2 * np.exp(1.5 * (SLOPE - 1.0) * (1.0 - x))
 
 
-def equation_of_state(frames: list[EvaluationFrame]) -> tuple[float, float, float]:
-    """Volume of an atom at rest (Å³), bulk modulus (eV/Å³) and its slope, from strained crystals.
+def equation_of_state(frames: list[EvaluationFrame]) -> tuple[float, float]:
+    """Volume of an atom at rest (Å³) and bulk modulus (eV/Å³), from strained crystals.
 
-    Shear changes the pressure in second order only, so all strains are taken.
+    Shear changes the pressure in second order, so all strains are taken, and the slope of the bulk
+    modulus, which is of that order, is not fitted.
     """
     strained = [frame for frame in frames if frame.config_type == "Elastic"]
     volume = np.array([frame.atoms.get_volume() / len(frame.atoms) for frame in strained])
     pressure = np.array([-np.trace(frame.stress) / 3.0 for frame in strained])
-    found, _ = curve_fit(vinet_pressure, volume, pressure, (float(np.median(volume)), 1.0, 4.0))
-    return tuple(map(float, found))  # type: ignore[return-value]
+    found, _ = curve_fit(vinet_pressure, volume, pressure, (float(np.median(volume)), 1.0))
+    return float(found[0]), float(found[1])
 
 
 def cold_curve(name: str, model: Path, data: Path) -> dict[str, Any]:
     """The perfect crystal stretched and compressed, its energy at rest taken from the model."""
     labelled = read_evaluation_frames(str(data / f"mlearn/{name}_train.extxyz.xz"))
-    v0, b0, slope = equation_of_state(labelled)
+    v0, b0 = equation_of_state(labelled)
     frames = [bulk(*CRYSTALS[name], cubic=True) for _ in STRAINS]
     rest = (v0 * len(frames[0])) ** (1.0 / 3.0)
     for atoms, strain in zip(frames, STRAINS, strict=True):
         atoms.set_cell(np.eye(3) * rest * (1.0 + strain), scale_atoms=True)
     fine = np.linspace(STRAINS[0], STRAINS[-1], 3001)
     volume = v0 * (1.0 + fine) ** 3
-    energy = -cumulative_trapezoid(vinet_pressure(volume, v0, b0, slope), volume, initial=0.0)
+    energy = -cumulative_trapezoid(vinet_pressure(volume, v0, b0), volume, initial=0.0)
     reference = np.interp(STRAINS, fine, energy - np.interp(0.0, fine, energy))
     calculator = BayesianCalculator(model)
     at_rest = np.argmin(np.abs(STRAINS))
@@ -159,7 +162,7 @@ def cold_curve(name: str, model: Path, data: Path) -> dict[str, Any]:
     # Both energies from the crystal at rest on: the equation of state has no other zero.
     energy = np.array(found["energy"]) - found["energy"][at_rest]
     found |= {"energy": energy.tolist(), "error": np.abs(energy - reference).tolist()}
-    return {**found, "equation_of_state": {"v0_A3": v0, "b0_eV_per_A3": b0, "slope": slope}}
+    return {**found, "equation_of_state": {"v0_A3": v0, "b0_eV_per_A3": b0}}
 
 
 def ethanol_page(model: Path, data: Path) -> dict[str, Any]:  # noqa: ARG001
@@ -221,13 +224,14 @@ def main() -> None:
         if system in pages and not arguments.again:
             continue
         if system == "ethanol":
-            pages[system] = ethanol_page(arguments.ethanol, data)
+            model, page = arguments.ethanol, ethanol_page
         else:
             content = yaml.safe_load((CONFIGS / f"{system}.yaml").read_text(encoding="utf-8"))
             content["posterior"] = {"kind": "ensemble", "members": 4}
             train(system, content, folder, arguments.jobs)
-            serve(folder / system, "ensemble", folder / f"{system}.pt")
-            pages[system] = crystal_page(system)(folder / f"{system}.pt", data)
+            model, page = folder / f"{system}.pt", crystal_page(system)
+            serve(folder / system, "ensemble", model)
+        pages[system] = {"date": conditions()["date"], "model": model.name, **page(model, data)}
         keep(arguments.out, pages)
     print(table(pages))
     if arguments.figure:

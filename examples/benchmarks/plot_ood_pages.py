@@ -17,7 +17,8 @@ TITLES = {"ethanol": "ethanol", "si": "silicon", "mo": "molybdenum"}
 def draw_curve(ax: Axes, content: dict[str, Any], title: str, label: str) -> None:
     """Error and epistemic σ of the energy along a line of structures."""
     x = content["x"]
-    ax.semilogy(x, 1e3 * np.maximum(content["error"], 1e-6), color="0.4", label="error")
+    # Where the error changes its sign, its logarithm has no end.
+    ax.semilogy(x, np.maximum(1e3 * np.array(content["error"]), 0.1), color="0.4", label="error")
     ax.semilogy(x, 1e3 * np.array(content["sigma_epistemic"]), color=BLUE, label="σ epistemic")
     ax.semilogy(x, 1e3 * np.array(content["sigma_total"]), color=VERMILLION, label="σ total")
     ax.set_title(title)

@@ -126,6 +126,15 @@ def test_tables_of_the_two_studies_are_those_of_their_numbers(monkeypatch):
         assert calibration.table(dataset) in PAGE
 
 
+def test_tables_of_shifts_and_claims_are_those_of_their_numbers(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    claims, ood_pages = (importlib.import_module(name) for name in ("claims", "ood_pages"))
+    assert ood_pages.table(results("ood_pages.json")["datasets"]) in PAGE
+    lines = results("claims.jsonl")
+    for part, dataset in {(line["part"], line["dataset"]) for line in lines}:
+        assert claims.table(lines, part, dataset) in PAGE
+
+
 def test_table_of_posteriors_is_that_of_its_numbers(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     posteriors = importlib.import_module("posteriors")
