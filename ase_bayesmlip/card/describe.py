@@ -113,7 +113,11 @@ def _at_home(card: Any) -> str:
     n_train, n_valid = (card.home.get(name, "?") for name in ("n_train", "n_valid"))
     text = f"to {n_train} training and {n_valid} validation frames"
     for name, factor in card.home.get("noise", {}).items():
-        text += f"; noise of {name} times {factor:.3g}"
+        alone = " (the spread alone is wide enough)" if factor <= 0.01 else ""
+        text += f"; noise of {name} times {factor:.3g}{alone}"
+    few = [name for name, share in card.home.get("tenth", {}).items() if share > 2.0 / 3.0]
+    if few:
+        text += f"; a tenth of the validation frames carries most of the χ² of {' and '.join(few)}"
     text += f"; gauge: {card.home['gauge']}" if "gauge" in card.home else ""
     return text + ("; distances of features" if card.has_feature_distance else "")
 

@@ -80,7 +80,9 @@ class ModelCard:
     home : dict
         What was fitted to frames of the run when the file was written, and ``n_train`` and
         ``n_valid``, the number of them; ``n_features`` of an atom, whose distance from those of the
-        training the file gives. Empty where they were not given.
+        training the file gives; the ``gauge`` of atomic energies in words; the factors of the
+        ``noise`` of ``energy`` and ``forces``, and of both the share of χ² that a ``tenth`` of the
+        validation frames carries. Empty where they were not given.
     calibration : dict
         ``n_frames``, ``sha256`` and ``scores`` (name -> sorted scores of the calibration frames),
         from which a monitor turns a false-alarm rate into a threshold, and digests of its

@@ -177,6 +177,7 @@ FIELDS: dict[str, Rule] = {
             **dict.fromkeys(("n_train", "n_valid", "n_features"), count),
             "gauge": text,
             "noise": mapping(_positive),
+            "tenth": mapping(number(least=0.0)),
         },
     ),
     "calibration": _CALIBRATION,

@@ -85,7 +85,7 @@ def _fit_at_home(members: Sequence[Potential | LastLayerPotential], home: Home) 
     if len(members) > 1:
         record["gauge"] = fix_gauge(members, home)
     if len(members) > 1 or isinstance(members[0], LastLayerPotential):
-        record["noise"] = fit_joint_noise(members, home)
+        record |= fit_joint_noise(members, home)
     return record
 
 

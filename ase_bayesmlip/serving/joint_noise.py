@@ -31,6 +31,7 @@ from ase_bayesmlip.nn.last_layer import LastLayerPotential
 from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.serving.home import BATCH_SIZE, Home
 from ase_bayesmlip.serving.served_model import ServedModel
+from ase_bayesmlip.training.few_frames import carried
 
 LEVEL = 0.9
 MIN_FRAMES = 10
@@ -40,7 +41,7 @@ LEAST, MOST = 1e-2, 1e4
 
 def fit_joint_noise(
     members: Sequence[Potential | LastLayerPotential], home: Home
-) -> dict[str, float]:
+) -> dict[str, dict[str, float]]:
     """Give the noise of members, in float64, the size that their mixture needs.
 
     Evidential laws have no noise of their own, and the published covariances with a floor
@@ -48,9 +49,10 @@ def fit_joint_noise(
 
     Returns
     -------
-    dict of str to float
-        The factors of ``"energy"`` and ``"forces"``, as far as there is such noise; none where
-        validation frames are fewer than `MIN_FRAMES`.
+    dict of str to dict of str to float
+        For a card, of ``"energy"`` and ``"forces"`` as far as there is such noise: the factors
+        (``"noise"``) and the share of χ² that a ``"tenth"`` of the validation frames carries. Empty
+        where these are fewer than `MIN_FRAMES`.
     """
     networks = [m.potential if isinstance(m, LastLayerPotential) else m for m in members]
     heads, evidential = networks[0].noise, isinstance(networks[0], EvidentialPotential)
@@ -65,7 +67,8 @@ def fit_joint_noise(
     for network in networks:
         network.noise.energy_scale *= factors.get("energy", 1.0)
         network.noise.force_scale *= factors.get("forces", 1.0)
-    return factors
+    shares = {name: share_of_a_tenth(errors[name], c) for name, c in factors.items()}
+    return {"noise": factors, "tenth": shares}
 
 
 def errors_at_home(
@@ -122,3 +125,10 @@ def joint_factor(errors: Errors) -> float:
     if excess(low) <= 0.0:
         return LEAST
     return MOST if excess(high) >= 0.0 else float(np.exp(brentq(excess, low, high)))
+
+
+def share_of_a_tenth(errors: Errors, factor: float) -> float:
+    """What the tenth of the frames with the largest χ² carries of it, with noise times a factor."""
+    c = components(errors)
+    distances = (c.square / (c.ratio + factor)).sum(axis=1)
+    return carried(np.bincount(errors.frame, distances))[0]

@@ -1,8 +1,10 @@
 """What `bayesmlip inspect` says of a file."""
 
+import dataclasses
 import json
 
 from ase_bayesmlip.card import read_card
+from ase_bayesmlip.card.describe import rows
 from ase_bayesmlip.cli.main import main
 
 
@@ -46,3 +48,21 @@ def test_inspect_missing_file(tmp_path, capsys):
     assert printed.out == ""
     assert printed.err.startswith("bayesmlip inspect: no model file at")
     assert "Traceback" not in printed.err
+
+
+def test_what_was_fitted_to_the_frames_of_the_run(loaded):
+    home = {
+        "n_train": 400,
+        "n_valid": 50,
+        "gauge": "2 of 3",
+        "noise": {"energy": 0.01, "forces": 0.25},
+        "tenth": {"energy": 0.9, "forces": 0.3},
+    }
+    card = loaded("ensemble").card
+    assert "without the training frames" in rows(card)["fitted when served"]
+    said = rows(dataclasses.replace(card, home=home))["fitted when served"]
+    assert said.startswith(
+        "to 400 training and 50 validation frames; noise of energy times 0.01 (the"
+    )
+    assert "noise of forces times 0.25; a tenth" in said
+    assert "most of the χ² of energy; gauge: 2 of 3" in said

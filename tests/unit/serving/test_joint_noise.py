@@ -95,7 +95,8 @@ def members_and_home(n_valid=12, loss="nll_jef", covariance="spd", n=3):
 def test_the_regions_of_a_mixture_hold_the_validation_frames():
     members, home = members_and_home()
     before = errors_at_home(members, home)
-    factors = fit_joint_noise(members, home)
+    found = fit_joint_noise(members, home)
+    factors = found["noise"]
     after = errors_at_home(members, home)
     for name in ("energy", "forces"):
         assert LEAST < factors[name] < MOST
@@ -106,7 +107,11 @@ def test_the_regions_of_a_mixture_hold_the_validation_frames():
         np.testing.assert_array_equal(after[name].error, before[name].error)
         held = np.mean(after[name].confidence <= 0.9)
         assert abs(held - 0.9) <= 1.0 / len(after[name].error)
-    assert fit_joint_noise(members, home) == pytest.approx(dict.fromkeys(factors, 1.0), rel=1e-6)
+    again = fit_joint_noise(members, home)
+    assert again["noise"] == pytest.approx(dict.fromkeys(factors, 1.0), rel=1e-6)
+    squares = np.sort(after["energy"].standardised ** 2)[::-1]
+    assert again["tenth"]["energy"] == pytest.approx(squares[:2].sum() / squares.sum())
+    assert again["tenth"] == pytest.approx(found["tenth"])
 
 
 def test_errors_at_home_are_labels_minus_the_mean_of_the_members():
@@ -137,7 +142,7 @@ def test_errors_at_home_are_labels_minus_the_mean_of_the_members():
 )
 def test_what_cannot_or_must_not_be_scaled_is_left_alone(options, fitted):
     members, home = members_and_home(**options)
-    assert fit_joint_noise(members, home).keys() == fitted
+    assert fit_joint_noise(members, home).get("noise", {}).keys() == fitted
     scales = [float(members[0].noise.energy_scale), float(members[0].noise.force_scale)]
     assert (scales[0] != 2.0) == ("energy" in fitted)
     assert scales[1] == 3.0
