@@ -61,11 +61,12 @@ class SWAGConfig:
     snapshot_every : int
         Epochs from one snapshot to the next.
     rank : int
-        Snapshots whose deviations from the running mean are kept.
+        Snapshots whose deviations from the running mean are kept, for ``diagonal: false``.
     scale : float
         Factor of the covariance; the paper's samples have one half.
     diagonal : bool
-        Leave out the deviations.
+        Leave out the deviations: they are mostly the noise of the optimiser along stiff directions
+        (docs/benchmarks.md).
     samples : int
         Draws that are served, unless `bayesmlip serve` asks for another number.
     """
@@ -78,7 +79,7 @@ class SWAGConfig:
     snapshot_every: int = 1
     rank: int = 20
     scale: float = 1.0
-    diagonal: bool = False
+    diagonal: bool = True
     samples: int = 8
 
 

@@ -24,7 +24,7 @@ from ase_bayesmlip.testing import check_served_model
 OPTIONS = {
     "swag": ("nll_jef", {"kind": "swag", "epochs": 3}),
     "multiswag": ("nll_e", {"kind": "swag", "epochs": 4, "members": 2, "snapshot_every": 2}),
-    "diagonal swag": ("mse", {"kind": "swag", "epochs": 2, "diagonal": True}),
+    "swag of low rank": ("mse", {"kind": "swag", "epochs": 2, "diagonal": False}),
     "ivon": ("nll_jef", {"kind": "ivon", "epochs": 3}),
     "ivon of two": (
         "nll_jef",
