@@ -98,8 +98,13 @@ class IVONConfig:
     epochs : int
     learning_rate : float
         At the start of a cosine to zero.
-    beta1, beta2 : float in [0, 1)
-        Decay of the averages of gradient and Hessian.
+    weights : "all" or "readouts"
+        Every weight, or those of the readouts with the others as they were trained.
+    beta1 : float in [0, 1)
+        Decay of the average of the gradient.
+    beta2 : float in [0, 1) or None
+        Decay of the average of the Hessian; None fits its memory, 1/(1 - beta2) steps, five times
+        into the run, so that little is left of the start, but is 100 steps or more.
     hess_init : float or None
         Curvature at the start; None estimates it from the data.
     weight_decay : float
@@ -121,8 +126,9 @@ class IVONConfig:
     start_from: str | None = None
     epochs: int = 40
     learning_rate: float = 0.01
+    weights: Literal["all", "readouts"] = "all"
     beta1: float = 0.9
-    beta2: float = 0.9995
+    beta2: float | None = None
     hess_init: float | None = None
     weight_decay: float = 1e-4
     effective_sample_size: float | None = None

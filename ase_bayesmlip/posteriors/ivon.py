@@ -51,6 +51,11 @@ N_STRUCTURES, N_PROBES = 64, 4
 # perturbed without bounds.
 FLOOR = 1e-2
 
+# The average of the Hessian forgets its start so many times in a run, unless `beta2` is given.
+# Never shorter than so many steps: the square in eq. (3) makes the precision explode where single
+# estimates of the Hessian count.
+MEMORIES, SHORTEST = 5, 100
+
 
 @dataclasses.dataclass(frozen=True)
 class State(AroundMembers):
@@ -76,13 +81,21 @@ class Variational(Epochs):
         self.stress = False  # which has no noise, and so no likelihood
         # With a weight of one, the weight that comes back is the share of this rank.
         self.loss = dataclasses.replace(self.config.loss, energy_weight=1.0)
+        n_steps = self.n_steps * math.ceil(len(self.train_set) / self.config.training.batch_size)
+        curvature = settings.hess_init or self._curvature()
+        if settings.weights == "readouts":
+            self.potential.requires_grad_(False)
+            self.potential.readouts.requires_grad_(True)
+        parameters = list(self.potential.parameters())
+        if not isinstance(curvature, float):
+            curvature = [h for h, p in zip(curvature, parameters, strict=True) if p.requires_grad]
         self.optimizer = IVON(
-            self.potential.parameters(),
+            [parameter for parameter in parameters if parameter.requires_grad],
             lr=settings.learning_rate,
             ess=settings.effective_sample_size or float(len(self.train_set)),
-            hess_init=settings.hess_init or self._curvature(),
+            hess_init=curvature,
             beta1=settings.beta1,
-            beta2=settings.beta2,
+            beta2=memory(n_steps) if settings.beta2 is None else settings.beta2,
             weight_decay=settings.weight_decay,
             clip_radius=settings.clip_radius,
         )
@@ -136,7 +149,12 @@ class Variational(Epochs):
         return found
 
     def _deviations(self) -> Tensor:
-        return parameters_to_vector(self.optimizer.posterior_std()).to("cpu", torch.float64)
+        found = iter(self.optimizer.posterior_std())
+        parts = [
+            next(found) if parameter.requires_grad else torch.zeros_like(parameter)
+            for parameter in self.potential.parameters()
+        ]
+        return parameters_to_vector(parts).to("cpu", torch.float64)
 
     def state(self) -> dict[str, Any]:
         """Mean weights, standard deviations and optimiser."""
@@ -150,6 +168,11 @@ class Variational(Epochs):
         """Go on from a state."""
         self.potential.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def memory(n_steps: int) -> float:
+    """β₂ with an average of the Hessian over 1/(1 - β₂) steps, a fifth of all."""
+    return 1.0 - 1.0 / max(n_steps / MEMORIES, SHORTEST)
 
 
 @one_at_a_time

@@ -35,6 +35,7 @@ from torch.nn.utils import parameters_to_vector
 
 from ase_bayesmlip.config import Config as RunConfig
 from ase_bayesmlip.config.posterior import LaplaceConfig as Config
+from ase_bayesmlip.graph import AtomicGraph
 from ase_bayesmlip.nn.last_layer import LastLayerPotential
 from ase_bayesmlip.nn.potential import Potential, readout_weights
 from ase_bayesmlip.posteriors.around_members import (
@@ -45,6 +46,7 @@ from ase_bayesmlip.posteriors.around_members import (
 )
 from ase_bayesmlip.posteriors.curvature import (
     GaussNewton,
+    Linearised,
     estimated_diagonal,
     linearise_all,
     linearise_last_layer,
@@ -60,7 +62,7 @@ from ase_bayesmlip.posteriors.linear_gaussian import (
 from ase_bayesmlip.posteriors.lock import one_at_a_time
 from ase_bayesmlip.posteriors.options import RunOptions
 from ase_bayesmlip.structures.labelled import LabelledFrame
-from ase_bayesmlip.training.data import GraphDataset
+from ase_bayesmlip.training.data import GraphDataset, Labels
 from ase_bayesmlip.training.stage import Stage, digest
 from ase_bayesmlip.training.state import run_identity
 
@@ -141,18 +143,17 @@ class Curvature(Stage):
         }
 
     def _curvatures(self, order: Sequence[int], index: int) -> list[GaussNewton]:
-        if not self.diagonal:
-            batch = next(self.train_set.batches(order, BATCH))
-            data = linearise_last_layer(self.potential, *batch, self.resolved)
-            return [GaussNewton.of(data.cpu(), False)]
-        singles = self.train_set.batches(order, 1)
-        if self.settings.probes == 0:
-            return [
-                GaussNewton.of(linearise_all(self.potential, *one).cpu(), True) for one in singles
-            ]
+        batches = self.train_set.batches(order, 1 if self.diagonal else BATCH)
+        if not self.diagonal or self.settings.probes == 0:
+            return [GaussNewton.of(self._linearised(*batch), self.diagonal) for batch in batches]
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + index)
         n_probes = self.settings.probes
-        return [estimated_diagonal(self.potential, *one, n_probes, generator) for one in singles]
+        return [estimated_diagonal(self.potential, *one, n_probes, generator) for one in batches]
+
+    def _linearised(self, graph: AtomicGraph, labels: Labels) -> Linearised:
+        if self.diagonal:
+            return linearise_all(self.potential, graph, labels).cpu()
+        return linearise_last_layer(self.potential, graph, labels, self.resolved).cpu()
 
     def _gaussian(self) -> Gaussian:
         total, potential = self.total, self.potential
@@ -181,10 +182,7 @@ class Curvature(Stage):
         nll = torch.zeros_like(grid)
         order = range(len(self.valid_set))
         for graph, labels in self.valid_set.batches(order, 1 if self.diagonal else BATCH):
-            if self.diagonal:
-                data = linearise_all(self.potential, graph, labels).cpu()
-            else:
-                data = linearise_last_layer(self.potential, graph, labels, self.resolved).cpu()
+            data = self._linearised(graph, labels)
             nll += torch.stack(
                 [predictive_nll(data, vectors, values.clamp(min=0.0) + tau, noise) for tau in grid]
             )
@@ -215,7 +213,15 @@ def fit(config: RunConfig, folder: Path, options: RunOptions = RunOptions()) -> 
 def load(folder: Path, unfinished: bool = False) -> State:
     """Read the Gaussians of a run, see `run_folder.read_members`."""
     run, states = load_stages(folder, NAME, unfinished, lambda state: state["gaussian"] is not None)
-    return State(run, tuple(Gaussian(**state["gaussian"]) for state in states))
+    gaussians = tuple(Gaussian(**state["gaussian"]) for state in states)
+    settings = run.config.posterior
+    assert isinstance(settings, Config)
+    if settings.weights == "last_layer":  # runs from before elements were told apart do not say so
+        shared = len(gaussians[0].mean) == len(readout_weights(run.potential(run.weights[0])))
+        settings = dataclasses.replace(settings, by_element=settings.by_element and not shared)
+        config = dataclasses.replace(run.config, posterior=settings)
+        run = dataclasses.replace(run, config=config)
+    return State(run, gaussians)
 
 
 def draw(

@@ -8,8 +8,8 @@ From snapshots θ_t of the weights (Maddox et al. 2019, arXiv 1902.02476), with 
 so that Σ = scale (Σ_diag + Σ_low-rank). Each of the two terms estimates the covariance of the
 snapshots: ``scale: 0.5``, the paper's sampling equation, is their covariance and the default of 1
 is twice that. ``diagonal: true``, the default, leaves out the second: at a constant rate the noise
-of the optimiser is along stiff directions, which are those that the data know. With several members the draws are of the
-mixture, MultiSWAG (arXiv 2002.08791).
+of the optimiser is along stiff directions, which are those that the data know. With several members
+the draws are of the mixture, MultiSWAG (arXiv 2002.08791).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Posteriors as a whole: fitted around trained members, drawn, served and checked."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -173,6 +174,24 @@ def test_draws_surround_their_members(fitted, name):
         embeddings = torch.stack([potential.embedding for potential in default])
         assert (embeddings.std(0) > 0).all()
     assert not any(p.requires_grad for potential in default for p in potential.parameters())
+
+
+@pytest.mark.slow
+def test_runs_from_before_elements_were_told_apart_say_what_they_are(fitted, tmp_path):
+    """Neither their configuration nor their checkpoints have the key."""
+    folder, state = fitted("last layer of two")
+    old = shutil.copytree(folder, tmp_path / "old")
+    text = (old / "config.yaml").read_text()
+    assert "  by_element: false\n" in text
+    (old / "config.yaml").write_text(text.replace("  by_element: false\n", ""))
+    for path in old.glob("*/laplace.pt"):
+        content = torch.load(path, weights_only=True)
+        del content["identity"]["posterior"]["by_element"]
+        torch.save(content, path)
+    found = POSTERIORS["laplace"].load(old)
+    assert not found.settings.by_element
+    for one, other in zip(draw(found, None), draw(state, None), strict=True):
+        assert_same(dict(one.state_dict()), dict(other.state_dict()))
 
 
 @each_option

@@ -65,6 +65,37 @@ def test_the_start_depends_on_the_seed_only():
     assert torch.equal(one, two)
 
 
+@pytest.mark.parametrize(("n_steps", "expected"), [(3200, 640.0), (500, 100.0), (5, 100.0)])
+def test_the_memory_of_the_hessian_is_a_fifth_of_the_run(n_steps, expected):
+    assert 1.0 / (1.0 - ivon.memory(n_steps)) == pytest.approx(expected)
+
+
+def test_the_memory_fits_unless_it_is_given():
+    n_steps = 200 * 4  # seven structures, two a batch
+    assert stage_of(epochs=200).optimizer.defaults["beta2"] == 1.0 - 5.0 / n_steps
+    assert stage_of(epochs=200, beta2=0.5).optimizer.defaults["beta2"] == 0.5
+
+
+@pytest.mark.parametrize("hess_init", [None, 50.0])
+def test_readouts_alone_have_a_spread(hess_init):
+    """The others stay as they were trained, to the bit; curvatures are those of all weights."""
+    stage = stage_of(weights="readouts", hess_init=hess_init)
+    before = {name: p.clone() for name, p in stage.potential.named_parameters()}
+    start = stage.state()["deviations"]
+    of_all = stage_of(hess_init=hess_init).state()["deviations"]
+    inside = torch.cat(
+        [torch.full((p.numel(),), name.startswith("readouts.")) for name, p in before.items()]
+    )
+    assert 0 < inside.sum() < len(inside)
+    assert torch.equal(start[inside], of_all[inside])
+    stage.step(0)
+    after = stage.state()["deviations"]
+    assert (after[~inside] == 0.0).all()
+    assert (after[inside] > 0.0).all()
+    for name, p in stage.potential.named_parameters():
+        assert torch.equal(p, before[name]) == (not name.startswith("readouts.")), name
+
+
 # --- what it learns
 
 
