@@ -633,14 +633,34 @@ def print_summary(directory: Path) -> None:
             print(f"| {name} | {len(frames)} | {values} |")
 
 
+def wall_error(seed: int) -> tuple[float, float]:
+    """Return the largest force of `DihedralWalls` and its largest error, eV/Å."""
+    atoms = molecule("CH3CH2OH")
+    atoms.positions += random_generator(seed, "wall", 0).normal(scale=0.03, size=(9, 3))
+    atoms.set_dihedral(*BACKBONE, -100.0, indices=[HYDROXYL_HYDROGEN])
+    walls, step = DihedralWalls(*TRANS), 1e-4
+    forces, numerical = np.zeros((9, 3)), np.zeros((9, 3))
+    walls.adjust_forces(atoms, forces)
+    for place in np.ndindex(9, 3):
+        for sign in (1.0, -1.0):
+            moved = atoms.copy()
+            moved.positions[place] += sign * step
+            numerical[place] -= sign * walls.adjust_potential_energy(moved) / (2.0 * step)
+    return float(np.abs(forces).max()), float(np.abs(forces - numerical).max())
+
+
 def check_derivatives(seed: int) -> None:
-    """Print how far analytic forces and stress of strained dry ice are from finite differences.
+    """Print how far analytic derivatives are from finite differences.
+
+    Those of the walls for ethanol, and forces and stress of strained dry ice.
 
     Parameters
     ----------
     seed : int
         Seed of the strain and of the displacements.
     """
+    largest, error = wall_error(seed)
+    print(f"walls: largest {largest:.3e}, error {error:.1e} eV/Å")
     generator = random_generator(seed, "check", 0)
     atoms = dry_ice(random_strain(generator))
     atoms.positions += generator.normal(scale=0.03, size=atoms.positions.shape)

@@ -211,7 +211,8 @@ def main() -> None:
     )
     parser.add_argument("runs", type=Path, help="folder of the runs of the crystals")
     parser.add_argument("--ethanol", type=Path, default=Path("data/ethanol.pt"), help="served file")
-    parser.add_argument("--systems", nargs="+", default=["ethanol", *CRYSTALS])
+    systems = ["ethanol", *CRYSTALS]
+    parser.add_argument("--systems", nargs="+", choices=systems, default=systems)
     parser.add_argument("--again", action="store_true", help="make pages anew that are there")
     parser.add_argument("--jobs", type=int, default=1, help="members trained at a time")
     parser.add_argument("--threads", type=int, default=1)
