@@ -13,6 +13,7 @@ from ase_bayesmlip.metrics.laws import PredictiveLaw
 from ase_bayesmlip.serving.home import Home
 from ase_bayesmlip.serving.joint_noise import (
     LEAST,
+    LEVEL,
     MOST,
     errors_at_home,
     fit_joint_noise,
@@ -49,14 +50,14 @@ def test_without_spread_the_factor_is_a_ratio_of_quantiles():
     errors = random_errors(1.0, dimension=1)
     errors = dataclasses.replace(errors, epistemic=0.0 * errors.epistemic)
     square = errors.error[:, 0] ** 2 / errors.aleatoric[:, 0, 0]
-    expected = np.quantile(square, 0.9) / chdtri(1, 0.1)
+    expected = np.quantile(square, LEVEL) / chdtri(1, 1.0 - LEVEL)
     np.testing.assert_allclose(joint_factor(errors), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("times", [10.0, 1e4])
 def test_one_rare_frame_does_not_move_the_factor(times):
-    """One of a hundred, whose errors carry all of χ²: the 90th of 99 takes the place of that of 100
-    frames, which moves a factor of Gaussian errors by less than a tenth."""
+    """One of a hundred, whose errors carry all of χ²: it moves the quantile by one rank in a
+    hundred, and a factor of Gaussian errors by less than a tenth."""
     errors = random_errors(0.5)
     rare = errors.error.copy()
     rare[errors.frame == 7] *= times
@@ -105,8 +106,8 @@ def test_the_regions_of_a_mixture_hold_the_validation_frames():
         )
         np.testing.assert_allclose(after[name].epistemic, before[name].epistemic, rtol=1e-12)
         np.testing.assert_array_equal(after[name].error, before[name].error)
-        held = np.mean(after[name].confidence <= 0.9)
-        assert abs(held - 0.9) <= 1.0 / len(after[name].error)
+        held = np.mean(after[name].confidence <= LEVEL)
+        assert abs(held - LEVEL) <= 1.0 / len(after[name].error)
     again = fit_joint_noise(members, home)
     assert again["noise"] == pytest.approx(dict.fromkeys(factors, 1.0), rel=1e-6)
     squares = np.sort(after["energy"].standardised ** 2)[::-1]
