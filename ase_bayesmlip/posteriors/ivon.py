@@ -51,6 +51,10 @@ N_STRUCTURES, N_PROBES = 64, 4
 # perturbed without bounds.
 FLOOR = 1e-2
 
+# Largest deviation at the start, in units of the weights before training: of biases, more of it in
+# the exponent of a noise head than a loss can bear.
+LARGEST = 1.0
+
 # The average of the Hessian forgets its start so many times in a run, unless `beta2` is given.
 # Never shorter than so many steps: the square in eq. (3) makes the precision explode where single
 # estimates of the Hessian count.
@@ -109,7 +113,8 @@ class Variational(Epochs):
             found = estimated_diagonal(self.potential, graph, labels, N_PROBES, generator)
             total = total + (found.energy + found.forces) / len(order)
         assert isinstance(total, Tensor)
-        total = total.clamp(min=FLOOR * float(total.mean()))
+        size = self.settings.effective_sample_size or float(len(self.train_set))
+        total = total.clamp(min=max(FLOOR * float(total.mean()), 1.0 / (size * LARGEST**2)))
         parameters = list(self.potential.parameters())
         parts = total.split([p.numel() for p in parameters])
         return [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]

@@ -44,6 +44,7 @@ def test_the_curvature_at_the_start_is_that_of_the_data(monkeypatch):
     """
     n_probes = 100
     monkeypatch.setattr(ivon, "N_PROBES", n_probes)
+    monkeypatch.setattr(ivon, "LARGEST", math.inf)
     stage = stage_of(weight_decay=0.0)
     items = stage.train_set.batches(range(7), 1)
     parts = [GaussNewton.of(linearise_all(stage.potential, *item), True) for item in items]
@@ -58,6 +59,13 @@ def test_the_curvature_at_the_start_is_that_of_the_data(monkeypatch):
     assert (found <= energy + high * forces)[seen].all()
     # Weights that the data do not see start at the floor.
     assert torch.allclose(found[energy + forces == 0.0], torch.tensor(floor).double())
+
+
+def test_no_deviation_is_large_at_the_start():
+    """One of five for a bias made the first loss 10⁵⁵ and all later ones those of a point."""
+    stage = stage_of(weight_decay=0.0)
+    assert float(stage.state()["deviations"].max()) == pytest.approx(ivon.LARGEST)
+    assert stage.step(0)["train_nll"] < 1e6
 
 
 def test_the_start_depends_on_the_seed_only():
