@@ -77,7 +77,8 @@ class BayesianCalculator(ServedCalculator):
     lone_atoms : tuple of int
         Atoms without a neighbour within the cutoff in the structure that `results` belongs to.
         The model knows of such an atom nothing but its element: all members agree on a force of
-        zero, so that no uncertainty tells of it.
+        zero, so that no uncertainty tells of it. Its energy is that of its element if
+        ``card.anchored``, else neither that nor its variance is known.
 
     Notes
     -----

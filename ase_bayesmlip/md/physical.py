@@ -94,7 +94,7 @@ def lone_atoms_reason(atoms: Atoms, first: bool) -> str:
     subject, verb = ("atom", "has") if len(lone) == 1 else ("atoms", "have")
     reason = (
         f"{subject} {named}{more} {verb} no neighbour within the cutoff{within}, and the training "
-        "data hold no such atom: the model knows nothing of it, and its members agree on that"
+        "data hold no such atom: all members agree on a force of zero, and no uncertainty tells"
     )
     if first:
         reason += (

@@ -5,15 +5,22 @@ from __future__ import annotations
 import logging
 import math
 
+import torch
 from ase.data import chemical_symbols
 
 from ase_bayesmlip.config import Config
+from ase_bayesmlip.graph import edge_vectors
 from ase_bayesmlip.metrics.reach import promise
 from ase_bayesmlip.nn.build import build_potential
-from ase_bayesmlip.structures.labelled import read_frames
+from ase_bayesmlip.nn.potential import Potential
+from ase_bayesmlip.structures.labelled import LabelledFrame, read_frames
+from ase_bayesmlip.structures.neighbors import graph_of
 from ase_bayesmlip.structures.reading import in_words
 from ase_bayesmlip.training.data import TrainingData
 from ase_bayesmlip.training.distributed import rank
+
+# In so many training frames atoms are searched that are on their way out.
+MAX_FRAMES = 200
 
 # Silent unless the application wants to hear it, as the command line does.
 LOGGER = logging.getLogger("ase_bayesmlip")
@@ -44,10 +51,12 @@ def describe(config: Config, data: TrainingData) -> str:
         )
     )
     elements = ", ".join(chemical_symbols[z] for z in data.statistics.atomic_numbers)
-    lone = f"; {data.n_lone} training frames with atoms that have no neighbour" * (data.n_lone > 0)
+    potential = build_potential(config.model, config.loss, data.statistics, seed=0)
+    lone = _loose(
+        potential, data.train
+    ) + f"; {data.n_lone} training frames with atoms that have no neighbour" * (data.n_lone > 0)
     n_atoms, n_valid = (sum(len(f.atoms) for f in part) for part in (data.train, data.valid))
     n_batches = math.ceil(len(data.train) / config.training.batch_size)
-    potential = build_potential(config.model, config.loss, data.statistics, seed=0)
     n_parameters = sum(parameter.numel() for parameter in potential.parameters())
     return (
         f"{len(data.train)} training and {len(data.valid)} validation frames ({n_atoms} and "
@@ -55,6 +64,23 @@ def describe(config: Config, data: TrainingData) -> str:
         f"labels: {labels}; elements: {elements}; reference energies: {_references(config)}; "
         f"{_alarms(config, len(data.train))}{lone}; read from {in_words(config.data.train)}"
     )
+
+
+def _loose(potential: Potential, frames: list[LabelledFrame]) -> str:
+    """Whether training sees atoms on their way out, so that it shapes how energies get there."""
+    if not potential.anchored:
+        return ""
+    assert potential.pairs is not None
+    looked_at = frames[:: -(-len(frames) // MAX_FRAMES)]
+    n_loose = 0
+    for frame in looked_at:
+        graph = graph_of(frame.atoms, potential.cutoff)
+        distances = torch.linalg.norm(edge_vectors(graph), dim=1)
+        species = potential.one_hot[graph.atomic_numbers].double()
+        bonded = potential.pairs(distances, graph.edge_index, species).bonded
+        n_loose += int((bonded < 1.0).any())
+    seen = f" of {len(looked_at)} looked at" * (len(looked_at) < len(frames))
+    return f"; atoms leave their neighbours in {n_loose} training frames{seen}" * (n_loose > 0)
 
 
 def _references(config: Config) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import re
 
 import ase.io
 import numpy as np
@@ -96,6 +97,19 @@ def test_frames_with_atoms_that_have_no_neighbour_are_counted():
     config = tiny_config(model={"cutoff": 1.02})
     text = describe(config, load_training_data(config))
     assert "7 training frames with atoms that have no neighbour" in text
+
+
+def test_frames_whose_atoms_are_on_their_way_out_are_counted(monkeypatch):
+    """Bonds of O and H, the first 40 frames, are pulled to 2.0 Å; later ones move whole groups."""
+    assert "leave their neighbours" not in line()
+    given = {"reference_energies": f"{DATA}/isolated_atoms.extxyz"}
+    stretched = {"train": f"{DATA}/ethanol_ood_stretch.extxyz@:40", **given}
+    assert "leave their neighbours" not in line(**given)
+    monkeypatch.setattr("ase_bayesmlip.training.announcement.MAX_FRAMES", 20)
+    assert re.search(
+        r"; atoms leave their neighbours in \d+ training fr.* of 20 ", line(**stretched)
+    )
+    assert "leave" not in line(**{**stretched, "reference_energies": "fit"})
 
 
 def test_a_cutoff_that_reaches_no_atom_is_refused():
