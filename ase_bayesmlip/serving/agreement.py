@@ -27,7 +27,7 @@ TOLERANCE = {"float32": 1e-4, "float64": 3e-6}
 
 # The spread of members is a small difference of large numbers: it has fewer digits than they, and
 # so has the distance of features along directions in which training hardly varied.
-ENLARGED = ("epistemic", "feature_distance")
+ENLARGED = ("epistemic", "energy_shares", "feature_distance")
 SPREAD_TOLERANCE = {"float32": 5e-3, "float64": 1e-4}
 
 # In units of the cutoff: a crystal of three atoms of which no two, images included, are closer
