@@ -21,7 +21,7 @@ FORMAT_VERSION = 1
 CARD_NAME = "extra/model_card.json"
 
 # Posteriors whose epistemic part is none, or tells foreign frames from known ones less well than
-# the distance of features does.
+# the distance of features does. That of e²IP in mode "leverage" is made of that distance.
 NO_DETECTOR = ("point", "evidential", "ivon", "swag")
 
 # What reading a damaged archive may raise.
@@ -166,7 +166,11 @@ class ModelCard:
     @property
     def default_score(self) -> str:
         """The score of a monitor that is not told one: the best detector that the file has."""
-        if self.has_feature_distance and self.kind in NO_DETECTOR:
+        evidence = self.config.get("loss", {}).get("evidence", {})
+        own = self.kind not in NO_DETECTOR or (
+            self.kind == "evidential" and evidence.get("mode") == "leverage"
+        )
+        if self.has_feature_distance and not own:
             return "feature_distance_max"
         return "forces_epistemic_max"
 

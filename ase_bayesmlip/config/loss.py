@@ -25,14 +25,16 @@ class EvidenceConfig:
 
     Attributes
     ----------
-    mode : "coupled" or "paper"
+    mode : "leverage", "coupled" or "paper"
+        κ from the leverage of features, tempered on validation frames (`nn.evidential.leverage`),
         κ = ν/ratio (after arXiv 2104.06135), or κ free with a penalty on evidence (arXiv
-        2602.10419). The likelihood determines neither: the division is a convention.
+        2602.10419). The likelihood determines neither of the last two: the division is a
+        convention.
     ratio : float
         r of the coupling.
     weight : float or None
-        λ of the penalty λ (ν + κ) |r|²/σ_F², σ_F the force error after the warm-up. None is 0 in
-        mode "coupled", and in mode "paper" the λ = 0.1 (eV/Å)⁻² that goes with forces in eV/Å.
+        λ of the penalty λ (ν + κ) |r|²/σ_F², σ_F the force error after the warm-up. None is 0 but
+        in mode "paper", where it is the λ = 0.1 (eV/Å)⁻² that goes with forces in eV/Å.
         In ``kind: eip`` it is the weight of that method's own penalty, for None 0.1.
     stop_residual : bool
         Whether the penalty acts on the evidence alone and does not pull on the forces.
@@ -40,16 +42,16 @@ class EvidenceConfig:
         q of ``kind: eip``.
     """
 
-    mode: Literal["coupled", "paper"] = "coupled"
+    mode: Literal["leverage", "coupled", "paper"] = "leverage"
     ratio: float = 5.0
     weight: float | None = None
     stop_residual: bool = False
     quantile: float = 0.5
 
     @property
-    def coupling(self) -> float:
-        """r, or 0 where κ is free."""
-        return self.ratio if self.mode == "coupled" else 0.0
+    def coupling(self) -> float | None:
+        """r, 0 where κ is free, or None where it comes from the leverage."""
+        return {"leverage": None, "coupled": self.ratio, "paper": 0.0}[self.mode]
 
 
 @dataclass(frozen=True)

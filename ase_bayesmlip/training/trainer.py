@@ -17,6 +17,7 @@ from ase_bayesmlip.nn.potential import Potential
 from ase_bayesmlip.training.data import GraphDataset, Labels
 from ase_bayesmlip.training.distributed import rank
 from ase_bayesmlip.training.epochs import Epochs, row_of
+from ase_bayesmlip.training.evidence import fit_evidence
 from ase_bayesmlip.training.few_frames import warn_of_few_frames
 from ase_bayesmlip.training.first_scales import set_first_scales
 from ase_bayesmlip.training.log import METRICS_FILE
@@ -200,6 +201,7 @@ class Trainer(Epochs):
         if kind in ("mse", "eip"):  # eIP as published is not corrected
             return
         with other_weights(self.potential, self.now.best):
+            self.now.best |= fit_evidence(self.potential, self.train_set, self.valid_set)
             metrics = self.validate(kind)
             if kind != "evidential" and rank() == 0:
                 warn_of_few_frames(self.potential, self.valid_set, self.folder)

@@ -21,6 +21,7 @@ from ase_bayesmlip.nn.evidential.law import (
     niw_parameters,
     predictive_dof,
 )
+from ase_bayesmlip.nn.evidential.leverage import EVIDENCE_CAP, LeverageEvidence
 from ase_bayesmlip.nn.evidential.tensor_source import (
     NoTensor,
     TensorMix,
@@ -72,8 +73,8 @@ class EvidentialHead(nn.Module):
     channels, n_species : int
     anisotropic : bool
         Whether covariances have a part from features that rotate.
-    coupling : float
-        See `niw_parameters`.
+    coupling : float or None
+        See `niw_parameters`; None for the evidence of `LeverageEvidence`.
 
     Raises
     ------
@@ -90,14 +91,16 @@ class EvidentialHead(nn.Module):
         channels: int,
         n_species: int,
         anisotropic: bool,
-        coupling: float,
+        coupling: float | None,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.coupling = coupling
+        self.coupling = coupling or 0.0
+        n_features = channels * len(irreps)
+        self.given = LeverageEvidence(n_species, n_features) if coupling is None else None
         n_raw = N_RAW + self.n_tensor_scalars
         self.invariant_starts = starts_of(irreps, Irrep(0, 1))
-        self.network = DenseNetwork([channels * len(irreps), HIDDEN, n_raw], generator)
+        self.network = DenseNetwork([n_features, HIDDEN, n_raw], generator)
         with torch.no_grad():  # the likelihood starts from the measured errors exactly
             self.network.weights[-1].zero_()
         bias = torch.zeros(n_raw, dtype=torch.float64)
@@ -128,11 +131,15 @@ class EvidentialHead(nn.Module):
         Species are one-hot, (n, n_species); the scales, in (eV/Å)² and eV², are the units of the
         raw channels.
         """
-        raw, hidden = self.network.with_basis(joined(features, self.invariant_starts, 1)[:, 0])
+        invariants = joined(features, self.invariant_starts, 1)[:, 0]
+        given: Tensor | None = None
+        if self.given is not None:
+            given = self.given(invariants, species)
+        raw, hidden = self.network.with_basis(invariants)
         raw = raw + species @ self.bias
         tensor = self.tensor(raw, hidden, features)
         return Evidence(
-            niw_parameters(raw[:, :3], tensor, self.coupling),
+            niw_parameters(raw[:, :3], tensor, self.coupling, given),
             force_scale,
             energy_variance(raw[:, 3], energy_scale),
             torch.sqrt(energy_scale) * functional.softplus(raw[:, 4]),
@@ -169,8 +176,13 @@ class EvidentialHead(nn.Module):
         )
 
 
-def _initial_bias(coupling: float) -> list[float]:
+def _initial_bias(coupling: float | None) -> list[float]:
     """Raw channels whose total variances are one in the units of forces and energies."""
-    evidence = INITIAL_DOF / coupling if coupling > 0.0 else 1.0
+    given = EVIDENCE_CAP if coupling is None else None
+    evidence = given or (INITIAL_DOF / coupling if coupling else 1.0)
     inflation = INITIAL_DOF / (INITIAL_DOF - 2.0) * (1.0 + 1.0 / evidence)
-    return [*initial_raw(INITIAL_DOF, coupling), -math.log(inflation), INITIAL_COHERENT]
+    return [
+        *initial_raw(INITIAL_DOF, coupling or 0.0, given),
+        -math.log(inflation),
+        INITIAL_COHERENT,
+    ]

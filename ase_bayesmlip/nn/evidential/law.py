@@ -9,9 +9,10 @@ with F = -dE/dr, T traceless symmetric and σ_F² the argument `unit_squared` of
 Meinert and Lavin, arXiv 2104.06135).
 
 The likelihood sees κ and Σ₀ as (1 + 1/κ) Σ₀ alone. How the total covariance divides into aleatoric
-and epistemic is therefore no property of the data but of a convention: of the coupling ν = r κ if
-there is one, otherwise of the start, the penalty and the length of the training. The total is what
-can be calibrated; the epistemic part ranks.
+and epistemic is therefore no property of the data. Either κ has a meaning of its own, that of the
+leverage of features (`leverage`), or it is a convention: of the coupling ν = r κ if there is one,
+otherwise of the start, the penalty and the length of the training. The total is what can be
+calibrated; the epistemic part ranks.
 
 Pure functions of tensors that script, in the precision of their input.
 """
@@ -74,7 +75,9 @@ def _positive_evidence(raw: Tensor, least: float = EVIDENCE_MIN) -> Tensor:
     return functional.softplus(raw) + least
 
 
-def niw_parameters(raw: Tensor, tensor: Tensor, coupling: float) -> NormalInverseWishart:
+def niw_parameters(
+    raw: Tensor, tensor: Tensor, coupling: float, evidence: Tensor | None = None
+) -> NormalInverseWishart:
     """Raw outputs of a network to a law of force errors.
 
     ν = 5 + softplus, bounded at 200 by the damper that bounds s. Unlike a clamp it leaves a
@@ -89,9 +92,12 @@ def niw_parameters(raw: Tensor, tensor: Tensor, coupling: float) -> NormalInvers
     coupling : float
         0: κ = softplus + 1e-6 of its own (arXiv 2602.10419). r > 0: κ = ν/r, which removes the
         direction that the likelihood does not see (arXiv 2104.06135).
+    evidence : Tensor or None, (n,)
+        κ from elsewhere (`nn.evidential.leverage`); the coupling is not read then.
     """
     dof = _bounded_dof(raw[:, 1])
-    evidence = dof / coupling if coupling > 0.0 else _positive_evidence(raw[:, 2])
+    if evidence is None:
+        evidence = dof / coupling if coupling > 0.0 else _positive_evidence(raw[:, 2])
     if tensor.shape[1] == 0:
         damped = torch.zeros((raw.shape[0], 5), dtype=raw.dtype, device=raw.device)
     else:
@@ -99,15 +105,17 @@ def niw_parameters(raw: Tensor, tensor: Tensor, coupling: float) -> NormalInvers
     return NormalInverseWishart(linear_tanh(raw[:, 0]), damped, dof, evidence)
 
 
-def initial_raw(dof: float, coupling: float) -> list[float]:
+def initial_raw(dof: float, coupling: float, given: float | None = None) -> list[float]:
     """Raw channels [s, ν, κ] of a law of total variance σ_F², with κ = 1 where it is free.
+
+    `given` is κ where it comes from elsewhere.
 
     Raises
     ------
     ValueError
         If the damper would change s.
     """
-    evidence = dof / coupling if coupling > 0.0 else 1.0
+    evidence = given or (dof / coupling if coupling > 0.0 else 1.0)
     # (1 + 1/κ) ν/(ν - 4) eˢ σ_F² is the total variance of a component.
     log_scale = math.log(1.0 / ((1.0 + 1.0 / evidence) * dof / (dof - 4.0)))
     if abs(log_scale) > LOG_SCALE_LINEAR:
@@ -116,7 +124,8 @@ def initial_raw(dof: float, coupling: float) -> list[float]:
             f"loss.evidence.ratio {coupling:g} leaves too little evidence to start from; choose "
             f"one of at most {most}"
         )
-    raw_evidence = 0.0 if coupling > 0.0 else _inverse_softplus(evidence - EVIDENCE_MIN)
+    unread = coupling > 0.0 or given is not None
+    raw_evidence = 0.0 if unread else _inverse_softplus(evidence - EVIDENCE_MIN)
     return [log_scale, _inverse_softplus(dof - DOF_MIN), raw_evidence]
 
 

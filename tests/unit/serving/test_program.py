@@ -387,3 +387,14 @@ def tolerances_with_distance(program):
     others = tolerances_of(program)
     # Of the error of a feature in units of λ, the least that training is taken to have varied by.
     return lambda field: 1e-4 if field == "feature_distance" else others(field)
+
+
+def test_a_program_takes_the_evidence_from_the_leverage(eager, graphs):
+    spec = {"kind": "evidential", "loss": "evidential", "members": 1, "mode": "leverage"}
+    model = eager(spec)
+    head = model.members[0].head
+    found = leverage_at_home(model.members[0], [graphs("molecule"), graphs("crystal")])
+    head.given.leverage.load_state_dict(found.state_dict())
+    program = MixtureProgram(list(model.members), model.reference_energies, torch.float64)
+    # Errors of features count in units of λ here, too.
+    assert_same_fields(model, program, graphs("batch"), lambda field: 1e-4)

@@ -205,5 +205,6 @@ def test_settings_that_do_not_go_together_are_refused():
                 loss={"kind": "evidential", "evidence": {name: value}},
                 posterior={"kind": "evidential"},
             )
-    assert LossConfig().evidence.coupling == 5.0
+    assert LossConfig().evidence.coupling is None
+    assert EvidenceConfig(mode="coupled").coupling == 5.0
     assert EvidenceConfig(mode="paper").coupling == 0.0
