@@ -199,28 +199,56 @@ def evaluate_score(
 
 
 def calibration_scores(
-    results: Sequence[Mapping[str, Any]], frames: Sequence[Atoms]
+    results: Sequence[Mapping[str, Any]], frames: Sequence[Atoms], in_order: bool = False
 ) -> dict[str, list[float]]:
-    """Every built-in score that the results allow, for each calibration frame, sorted.
+    """Every built-in score that the results allow, for each calibration frame.
 
     Parameters
     ----------
     results : sequence of mapping
         One per frame, as `BayesianCalculator.evaluate` returns them.
+    in_order : bool
+        In the order of the frames, and not sorted.
 
     Returns
     -------
     dict of str to list of float
-        In the units of `SCORE_UNITS`; what a model card keeps.
+        In the units of `SCORE_UNITS`.
     """
     available = [name for name, key in _SCORE_KEYS.items() if all(key in r for r in results)]
-    return {
-        name: sorted(
-            evaluate_score(SCORES[name], result, atoms).value
-            for result, atoms in zip(results, frames, strict=True)
-        )
-        for name in available
+    found: dict[str, list[float]] = {}
+    for name in available:
+        pairs = zip(results, frames, strict=True)
+        values = [evaluate_score(SCORES[name], result, atoms).value for result, atoms in pairs]
+        found[name] = values if in_order else sorted(values)
+    return found
+
+
+def calibration_record(
+    results: Sequence[Mapping[str, Any]], frames: Sequence[Atoms], trajectory: Sequence[int]
+) -> dict[str, Any]:
+    """What a model card keeps of calibration frames, for the thresholds of monitors.
+
+    Parameters
+    ----------
+    results, frames : see `calibration_scores`
+    trajectory : sequence of int, (n,)
+        The trajectory that each frame belongs to.
+
+    Returns
+    -------
+    dict
+        ``n_frames``; ``scores``, sorted; ``series``: the ``scores`` in the order of the frames,
+        with the ``trajectory`` and the number of atoms, ``n_atoms``, of each.
+    """
+    scores = calibration_scores(results, frames, in_order=True)
+    series = {
+        "scores": scores,
+        "trajectory": list(trajectory),
+        "n_atoms": [len(atoms) for atoms in frames],
     }
+    ordered = {name: sorted(values) for name, values in scores.items()}
+    return {"n_frames": len(frames), "scores": ordered, "series": series}
 
 
 def _among(per_atom: np.ndarray, counted: np.ndarray | None) -> np.ndarray:

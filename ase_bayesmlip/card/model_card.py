@@ -85,8 +85,9 @@ class ModelCard:
         validation frames carries. Empty where they were not given.
     calibration : dict
         ``n_frames``, ``sha256`` and ``scores`` (name -> sorted scores of the calibration frames),
-        from which a monitor turns a false-alarm rate into a threshold, and digests of its
-        ``frames``. Empty when not calibrated.
+        from which a monitor turns a false-alarm rate into a threshold, their ``series`` (the
+        ``scores`` in the order of the frames, with ``trajectory`` and ``n_atoms`` of each; not in
+        older files), and digests of its ``frames``. Empty when not calibrated.
     recalibrations : list of dict
         One record each time that ``bayesmlip calibrate`` was run, the last of which is in force:
         ``method``, ``sha256``, ``frames`` (digests), ``n_frames`` and ``n_atoms`` of the

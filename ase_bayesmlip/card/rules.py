@@ -88,6 +88,7 @@ _COMPILED = record_of(
     },
 )
 
+
 _positive = number(above=0.0)
 _FACTORS = record_of(
     dict.fromkeys(("forces_epistemic", "forces_aleatoric"), mapping(_positive))
@@ -128,9 +129,27 @@ _RECALIBRATION = record_of(
 )
 
 _scores = {"scores": mapping(array(-1))}
-_FOLDS = list_of(record_of({"members": list_of(count, least=2), **_scores}), least=2)
+_sizes = {"n_atoms": list_of(integer(1))}
+_FOLDS = list_of(record_of({"members": list_of(count, least=2), **_scores}, _sizes), least=2)
+
+
+def _series(value: Any, name: str) -> None:
+    """Scores, trajectory and number of atoms of the same frames."""
+    record_of({**_scores, "trajectory": list_of(count), **_sizes})(value, name)
+    for key, column in {"n_atoms": value["n_atoms"], **value["scores"]}.items():
+        if len(column) != len(value["trajectory"]):
+            raise CardError(f"{name}.{key}", column, "one number for each frame in trajectory")
+
+
 _CALIBRATION = record_of(
-    {}, {"n_frames": count, "sha256": text, "frames": text, "folds": _FOLDS, **_scores}
+    {},
+    {
+        **dict.fromkeys(("sha256", "frames"), text),
+        "n_frames": count,
+        "folds": _FOLDS,
+        "series": _series,
+        **_scores,
+    },
 )
 
 _TRAINING = record_of(

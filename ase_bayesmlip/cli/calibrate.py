@@ -62,14 +62,15 @@ def label_names(card: ModelCard, path: Path) -> tuple[KeysConfig, str]:
 def score_frames(model: Path, frames: Sequence[LabelledFrame]) -> None:
     """Keep the scores of calibration frames in a file: a monitor's thresholds come from them."""
     from ase_bayesmlip.calculator import BayesianCalculator
-    from ase_bayesmlip.scores import calibration_scores
+    from ase_bayesmlip.scores import calibration_record
     from ase_bayesmlip.serving.archive import replace_card
+    from ase_bayesmlip.structures.labelled import trajectories
 
     calculator = BayesianCalculator(model)
     used = _usable(calculator.card, frames)
     atoms = [frame.atoms for frame in used]
-    scores = calibration_scores(calculator.evaluate(atoms), atoms)
-    record = {"n_frames": len(used), **_checksums(frames), "scores": scores}
+    found = calibration_record(calculator.evaluate(atoms), atoms, trajectories(used))
+    record = {**_checksums(frames), **found}
     replace_card(model, dataclasses.replace(calculator.card, calibration=record))
 
 
@@ -129,7 +130,8 @@ def score_folds(model: Path, parts: Sequence[Sequence[Atoms]]) -> None:
     for k, part in enumerate(parts):
         group = list(range(k, card.n_members, len(parts)))
         scores = fold_scores(calculator.evaluate(list(part)), part, group)
-        found.append({"members": group, "scores": scores})
+        sizes = [len(atoms) for atoms in part]
+        found.append({"members": group, "scores": scores, "n_atoms": sizes})
     calibration = {"n_frames": sum(map(len, parts)), "folds": found}
     replace_card(model, dataclasses.replace(card, calibration=calibration))
 
@@ -177,8 +179,9 @@ def calibrate_file(
     from ase_bayesmlip.calculator import BayesianCalculator
     from ase_bayesmlip.calibration import calibrate, observe, scaled_results
     from ase_bayesmlip.metrics import origin_of
-    from ase_bayesmlip.scores import calibration_scores
+    from ase_bayesmlip.scores import calibration_record
     from ase_bayesmlip.serving.calibrate import write_recalibrated
+    from ase_bayesmlip.structures.labelled import trajectories
 
     calculator = BayesianCalculator(model, backend="torchscript")
     card = calculator.card
@@ -189,13 +192,14 @@ def calibrate_file(
     found = calibrate(observed, card.atomic_numbers, method)
     calibration: dict[str, Any] = {}
     if card.has_score:
-        kept = [(results[k], used[k].atoms) for k in found.level_frames]
-        scaled = [scaled_results(r, a.get_chemical_symbols(), found.factors) for r, a in kept]
-        calibration = {
-            "n_frames": len(kept),
-            **_checksums([used[k] for k in found.level_frames]),
-            "scores": calibration_scores(scaled, [atoms for _, atoms in kept]),
-        }
+        kept = [used[k] for k in found.level_frames]
+        atoms = [frame.atoms for frame in kept]
+        scaled = [
+            scaled_results(results[k], used[k].atoms.get_chemical_symbols(), found.factors)
+            for k in found.level_frames
+        ]
+        scored = calibration_record(scaled, atoms, trajectories(kept))
+        calibration = {**_checksums(kept), **scored}
     if card.compiled:
         warnings.warn(
             f"the compiled program in {calculator.model.path} has the variances of before and is "

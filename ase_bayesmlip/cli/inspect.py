@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,20 @@ def _thresholds(card: ModelCard) -> str:
     if not min(sizes):
         return "nothing"
     if not folds:
-        return f"{sizes[0]} calibration frames: {promise(sizes[0])}"
+        worth = min(sizes[0], _effective_frames(card))
+        words = f" (correlated, worth {worth:.0f} independent ones)" * (worth < sizes[0])
+        return f"{sizes[0]} calibration frames{words}: {promise(worth)}"
     return (
         f"{sum(sizes)} training frames in {len(folds)} folds, each scored by the members that left "
         f"it out: {promise(min(sizes))}; all folds must agree, which misses more than calibration "
         "frames would"
     )
+
+
+def _effective_frames(card: ModelCard) -> float:
+    """How many independent frames the calibration frames are worth; infinite if unknown."""
+    from ase_bayesmlip.md.correlation import effective_number
+
+    series = card.calibration.get("series", {"scores": {}})
+    counts = [effective_number(v, series["trajectory"]) for v in series["scores"].values()]
+    return min(counts, default=math.inf)

@@ -23,9 +23,10 @@ import numpy as np
 from ase import Atoms
 
 from ase_bayesmlip.md.events import UncertaintyWarning
-from ase_bayesmlip.md.threshold import false_alarm_threshold
+from ase_bayesmlip.md.threshold import AlarmLevel, alarm_level
 from ase_bayesmlip.metrics.reach import frames_needed, reachable_rate
 from ase_bayesmlip.scores import (
+    OF_ATOMS,
     SCORES,
     Score,
     ScoreFunction,
@@ -36,6 +37,9 @@ from ase_bayesmlip.scores import (
 
 # Of a monitor that is given neither a rate nor a threshold.
 DEFAULT_RATE = 0.01
+
+# Of the logarithm of a ratio of sizes that matters to a score of the whole structure.
+_OTHER_SIZE = 0.1
 
 
 class Limit(NamedTuple):
@@ -86,11 +90,14 @@ def find_limit(
     scores: Sequence[float] | np.ndarray | None,
     score: tuple[str, ScoreFunction],
     calculator: Any,
+    n_atoms: int | None = None,
 ) -> Limit:
     """Limit from a threshold, or from a false-alarm rate and scores.
 
     The scores are the given ones, or those that the model card of the calculator holds for the
-    name. Without threshold and rate the rate is `DEFAULT_RATE`, or the smallest reachable one.
+    name; these are for as many atoms as its frames have, and those that count in the run are
+    `n_atoms`, see `level_for`. Without threshold and rate the rate is `DEFAULT_RATE`, or the
+    smallest reachable one.
 
     Raises
     ------
@@ -112,18 +119,67 @@ def find_limit(
     card = getattr(calculator, "card", None)
     folds = [] if scores is not None or card is None else card.calibration.get("folds", [])
     if folds:
-        by_folds = FoldScore(name, folds, rate)
+        by_folds = FoldScore(name, folds, rate, n_atoms)
         found, rate, function = by_folds.threshold, by_folds.rate, by_folds
-        which = (
-            f"{by_folds.n_frames} training frames (each scored by the members that left it out; "
-            f"all {len(folds)} folds must agree, which misses more than calibration frames would)"
-        )
+        words, which = "at most", by_folds.frames_in_words
     else:
-        scores = find_scores(scores, name, calculator)
-        rate = _default_rate(len(scores)) if rate is None else rate
-        found, which = false_alarm_threshold(scores, rate), f"{len(scores)} calibration frames"
-    words = f"{name} above {found:.4g}: at most {100 * rate:.3g} % of frames like the {which}"
-    return Limit(found, rate, function, words)
+        series = _series(scores, name, calculator)
+        n = len(series["scores"])
+        rate = _default_rate(n) if rate is None else rate
+        found, count, promised = level_for(name, rate, series, n_atoms)
+        words = "at most" if count == n and promised else "about"
+        which = f"{n} calibration frames"
+        which += f", worth {count:.0f} independent ones" * (count < n)
+        which += " (extrapolated: nothing promises it)" * (not promised)
+    meaning = f"{name} above {found:.4g}: {words} {100 * rate:.3g} % of frames like the {which}"
+    return Limit(found, rate, function, meaning)
+
+
+def _series(scores: Any, name: str, calculator: Any) -> dict[str, Any]:
+    """Scores with trajectory and number of atoms of their frames, as far as they are known."""
+    known = find_scores(scores, name, calculator)
+    kept = {} if scores is not None else calculator.card.calibration.get("series", {})
+    if name not in kept.get("scores", {}):
+        return {"scores": known}
+    return {**kept, "scores": kept["scores"][name]}
+
+
+def level_for(name: str, rate: float, series: Mapping[str, Any], n_atoms: int | None) -> AlarmLevel:
+    """Threshold of a score for a structure of which `n_atoms` count.
+
+    * A maximum over more atoms than the M of a calibration frame (on average) is larger: its
+      quantile is taken deeper (`alarm_level`).
+    * A mean over fewer of them strays further from its own mean m, as 1/√N if parts are
+      independent: a threshold T becomes m + (T - m) √(M/N). Over more of them it strays less,
+      and fewer frames are flagged than asked for.
+    * A variance of the total energy grows with the structure, in a way that depends on the model:
+      another number of atoms brings a warning.
+
+    Parameters
+    ----------
+    series : mapping
+        ``scores`` in the order of their frames, and if known their ``trajectory`` and ``n_atoms``.
+    n_atoms : int or None
+        None, or a score of the user: as many as in the calibration frames.
+    """
+    scores, sizes = series["scores"], series.get("n_atoms", ())
+    ratio = (
+        1.0 if n_atoms is None or not len(sizes) or name not in SCORES else n_atoms / np.mean(sizes)
+    )
+    deeper = ratio if name.endswith("_max") else 1.0
+    level = alarm_level(scores, rate, series.get("trajectory"), deeper)
+    if name.endswith("_mean") and ratio < 1.0:
+        middle = float(np.mean(scores))
+        return level._replace(threshold=middle + (level.threshold - middle) / math.sqrt(ratio))
+    if name not in OF_ATOMS and abs(math.log(ratio)) > _OTHER_SIZE:
+        warnings.warn(
+            f"{name} depends on the number of atoms, {n_atoms} here and {np.mean(sizes):.4g} in "
+            "the calibration frames: the false-alarm rate is not kept. Use forces_epistemic_max, "
+            "or calibration_scores of structures of this size",
+            UncertaintyWarning,
+            stacklevel=4,
+        )
+    return level
 
 
 def _default_rate(n: int) -> float:
@@ -196,6 +252,8 @@ class FoldScore:
     folds : list of dict
         Of a model card: ``members`` and ``scores`` of each fold.
     rate : float
+    n_atoms : int or None
+        Those that count in the run, see `level_for`.
 
     Raises
     ------
@@ -203,7 +261,13 @@ class FoldScore:
         If a fold has no such scores, or too few for the rate.
     """
 
-    def __init__(self, name: str, folds: list[dict[str, Any]], rate: float | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        folds: list[dict[str, Any]],
+        rate: float | None,
+        n_atoms: int | None = None,
+    ) -> None:
         if any(name not in fold["scores"] for fold in folds):
             raise ValueError(
                 f"the folds in the model card hold no scores for {name!r} (they hold "
@@ -216,13 +280,24 @@ class FoldScore:
         self.n_frames = sum(map(len, scores))
         self.rate = _default_rate(least) if rate is None else rate
         try:
-            limits = [false_alarm_threshold(values, self.rate) for values in scores]
+            # Frames of a fold are drawn by chance, and their scores are sorted.
+            parts = [{**fold, "scores": s} for fold, s in zip(folds, scores, strict=True)]
+            limits = [level_for(name, self.rate, part, n_atoms).threshold for part in parts]
         except ValueError as error:
             raise ValueError(f"of {len(folds)} folds the smallest is too small: {error}") from error
         if min(limits) <= 0:
             raise ValueError(f"the scores of a fold are {min(limits)}: its members do not differ")
         self.threshold = max(limits)
         self._factors = [self.threshold / limit for limit in limits]
+
+    @property
+    def frames_in_words(self) -> str:
+        """Which frames the promise is of."""
+        return (
+            f"{self.n_frames} training frames (each scored by the members that left it out; all "
+            f"{len(self._members)} folds must agree, which misses more than calibration frames "
+            "would)"
+        )
 
     def __call__(
         self, results: Mapping[str, Any], atoms: Atoms, counted: np.ndarray | None = None

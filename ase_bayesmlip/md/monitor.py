@@ -59,8 +59,8 @@ class UncertaintyMonitor:
     at once and goes to `on_unphysical` only, never to `actions`, so that it is neither
     recalculated nor learned from.
 
-    Attach it once. Dynamics that lose constraints, runs that nothing can stop from within, and,
-    beside a `Rewind`, dynamics whose state is not known are refused.
+    Attach it once. Dynamics that lose constraints, runs that nothing can stop, and, beside a
+    `Rewind`, dynamics whose state is not known are refused.
 
     Parameters
     ----------
@@ -70,16 +70,15 @@ class UncertaintyMonitor:
         atoms itself. None takes the best that the file has (``card.default_score``).
     atoms : None, "all", mask or indices
         The atoms that count in a score that is a maximum or a mean over atoms. None leaves out
-        those that constraints hold fixed in all three coordinates. Calibration scores are of whole
-        structures: a maximum over fewer atoms is smaller, so that false alarms are at most as
-        frequent as asked for; a mean is not, which is warned about. Other scores see all atoms.
+        those that constraints hold fixed in all three coordinates. The threshold of the card is
+        for as many atoms as count (`md.limit.level_for`). Other scores see all atoms.
     threshold : float, unit of the score
     false_alarm_rate : float
         Instead of `threshold`: false alarms per frame, turned into a threshold by the calibration
         scores. Default: 0.01, or with a warning the smallest rate that so few scores can promise.
         See `false_alarm_threshold` for what is guaranteed, and `md.limit` for folds.
     calibration_scores : array_like, (n,), unit of the score
-        Default: those in the model card, ``calc.card.calibration["scores"][score]``.
+        In the order of their trajectory. Default: those in the model card.
     actions : sequence of callables ``action(event, monitor)``
     alarm : CalibrationAlarm or None
         Watches all scores for a shift; an event of the kind *expired* goes to its own actions.
@@ -150,11 +149,7 @@ class UncertaintyMonitor:
         self.dyn = dyn
         self.atoms = observed_structure(dyn)
         self._brake = Brake(dyn)
-        named = named_score(score, self.atoms.calc)
-        self.score_name = named[0]
-        limit = find_limit(threshold, false_alarm_rate, calibration_scores, named, self.atoms.calc)
-        self.threshold, self.false_alarm_rate, self._score, self.meaning = limit
-        logging.getLogger("ase_bayesmlip").info("flagged: %s", self.meaning)
+        self.score_name, function = named_score(score, self.atoms.calc)
         self._count = partial(
             counted_atoms,
             self.atoms,
@@ -164,6 +159,11 @@ class UncertaintyMonitor:
             card_threshold=threshold is None and calibration_scores is None,
         )
         self._heed_constraints()
+        n_atoms = len(self.atoms) if self._counted is None else int(self._counted.sum())
+        asked = (threshold, false_alarm_rate, calibration_scores)
+        limit = find_limit(*asked, (self.score_name, function), self.atoms.calc, n_atoms)
+        self.threshold, self.false_alarm_rate, self._score, self.meaning = limit
+        logging.getLogger("ase_bayesmlip").info("flagged: %s", self.meaning)
         if upper_limit is not None and not upper_limit > (flagged := self.threshold):
             raise ValueError(f"upper_limit {upper_limit:g} must be above the threshold {flagged:g}")
         self.alarm = alarm

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ase import Atoms
 from ase.data import covalent_radii
+from scipy.special import ndtri, stdtrit
 
+from ase_bayesmlip.md.correlation import effective_number
 from ase_bayesmlip.md.events import UncertaintyWarning
 from ase_bayesmlip.metrics.reach import frames_needed, reachable_rate
 
@@ -24,24 +26,48 @@ _CONTACT_SKIN = 2.0
 _CONTACT_GAP = 1.0
 
 
-def false_alarm_threshold(calibration_scores: Sequence[float] | np.ndarray, rate: float) -> float:
+class AlarmLevel(NamedTuple):
+    """A threshold, the independent frames that it is worth, and whether these reach the rate."""
+
+    threshold: float
+    n_effective: float
+    promised: bool
+
+
+def false_alarm_threshold(
+    calibration_scores: Sequence[float] | np.ndarray,
+    rate: float,
+    trajectory: Sequence[int] | np.ndarray | None = None,
+) -> float:
     """Threshold that frames like the calibration frames exceed at most at the given rate.
 
-    The split-conformal quantile: with n calibration scores the threshold is the k-th smallest,
+    With n calibration scores it is the k-th smallest, the split-conformal quantile
 
-        k = ceil((n + 1) (1 - rate)).
+        q = s_(k),    k = ceil((n + 1) (1 - rate)).                                         (1)
 
-    If the calibration scores and the score of a new frame are exchangeable, the probability that
-    the new score is above the threshold is at most `rate`, whatever the distribution, and at
-    least ``rate - 1 / (n + 1)`` when there are no ties (Vovk, Gammerman and Shafer, Algorithmic
-    Learning in a Random World, 2005; Lei et al., doi:10.1080/01621459.2017.1307116).
+    If these and the score of a new frame are exchangeable, the new one is above it with a
+    probability of at most `rate`, and without ties of at least ``rate - 1 / (n + 1)`` (Vovk,
+    Gammerman and Shafer, 2005; Lei et al., doi:10.1080/01621459.2017.1307116).
+
+    **Frames of a trajectory** are worth n' = n/τ independent ones (`effective_number`). They have
+    not been everywhere, so that more new frames than asked for lie above (1), 4 % for 1 % with
+    n' = 6. The threshold is then moved away from the median m,
+
+        m + c (q - m),    c = t_{2n'-1}(1 - rate)/z(1 - rate) √((n' + 1)/(n' - 1)),         (2)
+
+    on ln s where all scores are positive: c is the ratio of the prediction limit of a Gaussian from
+    n' numbers, whose squares forget in half the time, to the quantile itself. It is one for many.
+    Scores in order of size have lost the order of their frames, and count as independent.
 
     Parameters
     ----------
     calibration_scores : array_like, (n,)
-        Scores of frames that were used neither for training nor for choosing the model.
+        Scores of frames that were used neither for training nor for choosing the model, in the
+        order of the trajectory.
     rate : float
         False alarms per frame, between 0 and 1 (both excluded).
+    trajectory : array_like of int or None, (n,)
+        The trajectory of each frame; None: all are of one.
 
     Returns
     -------
@@ -51,18 +77,60 @@ def false_alarm_threshold(calibration_scores: Sequence[float] | np.ndarray, rate
     Raises
     ------
     ValueError
-        If the rate or the scores are out of range, or if there are too few scores: n must be at
-        least ``1 / rate - 1``.
+        If the rate or the scores are out of range, or if n is below ``1 / rate - 1``.
+
+    Warns
+    -----
+    UncertaintyWarning
+        If n' is below ``1 / rate - 1``: nothing promises the rate then, (2) estimates it.
 
     Notes
     -----
-    Frames of one trajectory are not independent: false alarms arrive in bursts, so that the number
-    of them in a short run varies more than a binomial count.
-    Calibration frames that lie close together in time count for fewer than n: take them from
-    several trajectories, spaced by more than a correlation time. Frames at another temperature,
-    composition or phase are not exchangeable with the calibration frames; that they are flagged
-    more often is the purpose.
+    False alarms of a trajectory arrive in bursts. Frames at another temperature, composition or
+    phase are unlike the calibration frames; that more of them are flagged is the purpose.
     """
+    return alarm_level(calibration_scores, rate, trajectory).threshold
+
+
+def alarm_level(
+    calibration_scores: Sequence[float] | np.ndarray,
+    rate: float,
+    trajectory: Sequence[int] | np.ndarray | None = None,
+    size: float = 1.0,
+) -> AlarmLevel:
+    """`false_alarm_threshold`, also for a maximum over `size` times as many atoms, N for M.
+
+    That of N independent atoms stays below a threshold with the probability p^(N/M) if that of M
+    does with p: the rate is kept by the quantile at
+
+        1 - (1 - rate)^(M/N).                                                               (3)
+
+    A size below one counts as one, for what fewer atoms flag is no more than asked for.
+    """
+    scores = _checked(calibration_scores, rate)
+    n = len(scores)
+    deep = -math.expm1(math.log1p(-rate) / max(size, 1.0))
+    count = effective_number(scores, trajectory)
+    promised = frames_needed(deep) <= count + 1e-9 * count
+    if not promised:
+        _warn_of_extrapolation(rate, deep, n, count)
+    # What the largest score stands for, where (3) is beyond it.
+    reached = max(deep, reachable_rate(n))
+    rank = math.ceil((n + 1) * (1 - reached - 1e-9))  # the shift: no rank is lost to round-off
+    found = float(np.partition(scores, rank - 1)[rank - 1])
+    if (promised and count == n) or reached >= 0.5:
+        return AlarmLevel(found, count, promised)
+    logarithmic = bool(scores.min() > 0.0)
+    middle = float(np.median(scores))
+    if logarithmic:
+        found, middle = math.log(found), math.log(middle)
+    known = max(count, 1.5)  # below which (2) has no meaning
+    limit = stdtrit(2.0 * known - 1.0, 1.0 - deep) * math.sqrt((known + 1.0) / (known - 1.0))
+    moved = middle + max(1.0, float(limit / ndtri(1.0 - reached))) * (found - middle)
+    return AlarmLevel(math.exp(min(moved, 700.0)) if logarithmic else moved, count, promised)
+
+
+def _checked(calibration_scores: Any, rate: float) -> np.ndarray:
     if not 0 < rate < 1:
         raise ValueError(f"the false-alarm rate must be between 0 and 1, not {rate}")
     scores = np.asarray(calibration_scores, dtype=float)
@@ -72,15 +140,25 @@ def false_alarm_threshold(calibration_scores: Sequence[float] | np.ndarray, rate
             f"{scores.shape} with {np.count_nonzero(~np.isfinite(scores))} not finite"
         )
     n = len(scores)
-    # The small shift keeps rates such as 1 / (n + 1) from losing a rank to round-off.
-    rank = math.ceil((n + 1) * (1 - rate) - 1e-9 * (n + 1))
-    if rank > n:
+    if frames_needed(rate) > n:
         raise ValueError(
             f"a false-alarm rate of {rate} needs at least {frames_needed(rate)} calibration "
             f"frames, and there are {n}; give more frames or a rate of at least "
             f"{reachable_rate(n):.3g}"
         )
-    return float(np.partition(scores, rank - 1)[rank - 1])
+    return scores
+
+
+def _warn_of_extrapolation(rate: float, deep: float, n: int, count: float) -> None:
+    larger = f" ({deep:.2g} for as many atoms as in a calibration frame)" * (deep < rate)
+    worth = f", correlated and worth {count:.0f} independent ones," * (count < n)
+    warnings.warn(
+        f"a false-alarm rate of {rate:g}{larger} needs {frames_needed(deep)} independent "
+        f"calibration frames, and the {n}{worth} cannot promise it: the threshold is extrapolated "
+        "as the tail of a Gaussian. Give more frames, further apart, or a higher rate",
+        UncertaintyWarning,
+        stacklevel=4,
+    )
 
 
 class Trigger:
@@ -91,8 +169,7 @@ class Trigger:
     patience : int
         An event fires when this many observed frames in a row are flagged.
     cooldown : int
-        Observed frames after an event in which no other fires. Flagged frames among them still
-        count towards the patience.
+        Observed frames without another event after one. Flagged ones count towards the patience.
     """
 
     def __init__(self, patience: int = 1, cooldown: int = 0) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 
-def reachable_rate(n_frames: int) -> float:
+def reachable_rate(n_frames: float) -> float:
     """Smallest false-alarm rate that the scores of so many exchangeable frames can promise."""
     return 1.0 / (n_frames + 1)
 
@@ -15,7 +15,7 @@ def frames_needed(rate: float) -> int:
     return math.ceil(1.0 / rate - 1.0 - 1e-9)
 
 
-def promise(n_frames: int, regions: bool = False, usual: float = 0.01) -> str:
+def promise(n_frames: float, regions: bool = False, usual: float = 0.01) -> str:
     """Which rates, and coverages of regions, so many frames reach, and what `usual` needs."""
     rate = reachable_rate(n_frames)
     words = f"false-alarm rates from {100 * rate:.2g} % on"

@@ -40,6 +40,9 @@ from ase_bayesmlip.structures.reading import (
 # Under these names, in any case and with or without underscores, cells are written elsewhere.
 CELL_NAMES = {"lattice", "cell", "box", "unitcell", "latticevectors", "cellvectors", "latvec"}
 
+# Key in ``atoms.info`` that tells the trajectories of one file apart.
+TRAJECTORY = "trajectory"
+
 ENERGY_UNITS = {"eV": 1.0, "kcal/mol": units.kcal / units.mol}
 
 
@@ -151,7 +154,8 @@ def checked_atoms(atoms: Atoms, source: str) -> Atoms:
         check_overlaps(atoms)
     except ValueError as error:
         raise DataError(f"{source}: {error}") from error
-    return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    info = {key: atoms.info[key] for key in (TRAJECTORY,) if key in atoms.info}
+    return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=info)
 
 
 def check_names(atoms: Atoms, source: str) -> None:
@@ -197,6 +201,19 @@ def warn_of_free_energy(gaps: Sequence[tuple[str, float]]) -> None:
             "data.keys.energy: free_energy",
             stacklevel=3,
         )
+
+
+def trajectories(frames: Sequence[LabelledFrame]) -> list[int]:
+    """Which trajectory each frame belongs to, numbered from 0 in the order of the frames.
+
+    One for each file, or for each value of ``info["trajectory"]`` in it.
+    """
+    names = [
+        (frame.source.rpartition("#")[0], str(frame.atoms.info.get(TRAJECTORY, "")))
+        for frame in frames
+    ]
+    known = {name: k for k, name in enumerate(dict.fromkeys(names))}
+    return [known[name] for name in names]
 
 
 def sha256(frames: Sequence[LabelledFrame]) -> str:

@@ -13,6 +13,7 @@ from ase_bayesmlip.scores import (
     SCORE_UNITS,
     SCORES,
     Score,
+    calibration_record,
     evaluate_score,
     find_score,
 )
@@ -157,3 +158,18 @@ def test_a_lazy_result_has_the_score_of_its_matrices(name):
     whole = SCORES[name](results, atoms)
     assert lazy.value == pytest.approx(whole.value, rel=1e-14)
     np.testing.assert_allclose(lazy.per_atom, whole.per_atom, rtol=1e-14)
+
+
+def test_a_record_keeps_the_order_the_trajectories_and_the_sizes_of_its_frames():
+    frames = [Atoms("H" * n, positions=np.arange(3.0 * n).reshape(n, 3)) for n in (2, 1, 3)]
+    results = [
+        {"forces_cov_epistemic": size**2 * np.broadcast_to(np.eye(3), (len(atoms), 3, 3))}
+        for size, atoms in zip((0.3, 0.1, 0.2), frames, strict=True)
+    ]
+    record = calibration_record(results, frames, [0, 0, 1])
+    name = "forces_epistemic_max"
+    assert record["n_frames"] == 3
+    assert record["scores"][name] == pytest.approx([0.1, 0.2, 0.3])
+    assert record["series"]["scores"][name] == pytest.approx([0.3, 0.1, 0.2])
+    assert record["series"]["trajectory"] == [0, 0, 1]
+    assert record["series"]["n_atoms"] == [2, 1, 3]

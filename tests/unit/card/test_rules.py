@@ -39,6 +39,8 @@ def content(served):
     """A card with every kind of record in it, as JSON."""
     card = json.loads(read_card(served("small")).to_json())
     card["calibration"] = {"n_frames": 3, "sha256": "2" * 64, "scores": {"forces_std_max": [0.1]}}
+    series = {"scores": {"forces_std_max": [0.1]}, "trajectory": [0], "n_atoms": [9]}
+    card["calibration"]["series"] = series
     card["recalibrations"] = [calibration_record(FACTORS)]
     card["compiled"] = [COMPILED]
     card["training"] |= {"has_lone_atoms": False, "label_limits": LIMITS}
@@ -148,6 +150,8 @@ def test_files_with_edited_cards_load_or_say_why(served, tmp_path):
         (("compiled", 0, "sha256", "program.pt2"), "0" * 63, "64 hexadecimal digits"),
         (("compiled",), [COMPILED, COMPILED], "one program for each device and dtype"),
         (("calibration", "scores", "forces_std_max"), [float("nan")], r"forces_std_max\[0\]'"),
+        (("calibration", "series", "trajectory"), [0, 0], "series.n_atoms' is .* each frame"),
+        (("calibration", "series", "n_atoms"), [0], "integer from 1"),
     ],
 )
 def test_the_message_names_field_value_and_what_is_allowed(content, path, value, message):

@@ -141,3 +141,87 @@ def test_folds_of_a_card_and_what_they_need():
     dyn = ScriptedDynamics(make_atoms(FakePotential(card=card)))
     with pytest.raises(ValueError, match="give calibration_scores or threshold, or write the file"):
         UncertaintyMonitor(dyn, false_alarm_rate=0.1, alarm=CalibrationAlarm(1e4))
+
+
+# --- order, trajectories and sizes of the calibration frames
+
+
+def card_with_series(scores, n_atoms=4, trajectory=None, name=NAME):
+    card = make_card({name: sorted(scores)})
+    owner = [0] * len(scores) if trajectory is None else list(trajectory)
+    sizes = [n_atoms] * len(scores)
+    series = {"scores": {name: list(scores)}, "trajectory": owner, "n_atoms": sizes}
+    card.calibration["series"] = series
+    return card
+
+
+def slow(n=300):
+    """Scores that drift along a trajectory."""
+    steps = np.random.default_rng(4).standard_normal(n)
+    return np.exp(0.1 * (steps.cumsum() - 0.5 * steps.sum()))
+
+
+def test_a_card_that_knows_the_order_of_its_frames():
+    scores = slow()
+    with pytest.warns(UncertaintyWarning, match="300, correlated and worth"):
+        found = limit_of(card_with_series(scores), rate=0.01)
+    assert found.threshold > np.sort(scores)[297]
+    assert "about 1 % of frames like the 300 calibration frames, worth " in found.meaning
+    assert "nothing promises it" in found.meaning
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        old = limit_of(make_card({NAME: np.sort(scores)}), rate=0.01)
+        apart = limit_of(card_with_series(scores, trajectory=range(300)), rate=0.01)
+    assert old == apart
+    assert old.threshold == np.sort(scores)[297]
+    assert "at most 1 % of frames like the 300 calibration frames" in old.meaning
+
+
+def sized(name, n_atoms, scores, rate=0.05, frames_of=4):
+    card = card_with_series(scores, frames_of, range(len(scores)), name)
+    return find_limit(None, rate, None, find_score(name), FakePotential(card=card), n_atoms)
+
+
+def test_a_maximum_over_more_atoms_takes_a_deeper_quantile():
+    scores = np.random.default_rng(0).gamma(4.0, size=999)
+    ordered = np.sort(scores)
+    assert sized(NAME, 4, scores).threshold == ordered[949]
+    assert sized(NAME, 2, scores).threshold == ordered[949]  # flags less often than asked for
+    deep = 1 - 0.95 ** (4 / 32)  # 0.64 %
+    assert sized(NAME, 32, scores).threshold == ordered[int(np.ceil(1000 * (1 - deep))) - 1]
+    with pytest.warns(UncertaintyWarning, match=r"as many atoms as in a calibration frame\) needs"):
+        assert sized(NAME, 4000, scores).threshold > ordered[-1]
+
+
+def test_a_mean_over_fewer_atoms_strays_further_and_an_energy_variance_has_no_rule():
+    scores = np.random.default_rng(0).gamma(4.0, size=999)
+    name, middle = "forces_epistemic_mean", scores.mean()
+    whole, half, double = (sized(name, n, scores).threshold for n in (4, 2, 8))
+    assert half - middle == pytest.approx(np.sqrt(2) * (whole - middle))
+    assert double == whole == np.sort(scores)[949]
+    with pytest.warns(
+        UncertaintyWarning, match="energy_var depends on the number of atoms, 8 here"
+    ):
+        sized("energy_var", 8, scores)
+
+
+def test_a_monitor_counts_the_atoms_that_count():
+    scores = np.random.default_rng(0).gamma(4.0, size=999)
+    card = card_with_series(scores, 1, range(999))
+    thresholds = [
+        UncertaintyMonitor(
+            ScriptedDynamics(make_atoms(FakePotential(card=card))),
+            false_alarm_rate=0.05,
+            atoms=chosen,
+        ).threshold
+        for chosen in ("all", [0, 1], [2])
+    ]
+    assert thresholds == [sized(NAME, n, scores, frames_of=1).threshold for n in (4, 2, 1)]
+    assert thresholds == sorted(set(thresholds), reverse=True)
+
+
+def test_folds_know_the_size_of_their_frames_too():
+    folds = folds_with(np.arange(1.0, 200.0), np.arange(1.0, 200.0))
+    sized_folds = [{**fold, "n_atoms": [1] * 199} for fold in folds]
+    assert FoldScore(NAME, folds, 0.05, 4).threshold == 190.0
+    assert FoldScore(NAME, sized_folds, 0.05, 4).threshold == 198.0  # 1 - 0.95^(1/4) = 1.27 %

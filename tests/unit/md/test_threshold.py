@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -12,11 +13,15 @@ from ase.neighborlist import neighbor_list
 from fake_potential import make_atoms
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.signal import lfilter
+from scipy.special import gammainc, ndtr
 
 from ase_bayesmlip.md import threshold as module
+from ase_bayesmlip.md.events import UncertaintyWarning
 from ase_bayesmlip.md.threshold import (
     ContactWatch,
     Trigger,
+    alarm_level,
     close_contact,
     false_alarm_threshold,
 )
@@ -111,7 +116,7 @@ def test_false_alarm_rate_by_simulation(rate):
     """Independent skewed scores: the expected rate is 1 - k / (n + 1), at most `rate`."""
     n, repeats = 60, 20000
     scores = np.random.default_rng(11).lognormal(sigma=1.5, size=(repeats, n + 1))
-    alarms = [row[-1] > false_alarm_threshold(row[:-1], rate) for row in scores]
+    alarms = [row[-1] > false_alarm_threshold(np.sort(row[:-1]), rate) for row in scores]
     expected = 1 - math.ceil((n + 1) * (1 - rate)) / (n + 1)
     assert expected <= rate
     standard_error = math.sqrt(expected * (1 - expected) / repeats)
@@ -208,3 +213,97 @@ def test_neighbour_list_and_all_pairs_agree(monkeypatch):
 )
 def test_ordinary_structures_have_no_close_contact(atoms):
     assert close_contact(atoms, 0.5) == ""
+
+
+def autoregressive(n, tau, generator):
+    """Of a stationary AR(1) process of unit variance with that correlation time."""
+    phi = (tau - 1) / (tau + 1)
+    noise = math.sqrt(1 - phi**2) * generator.standard_normal(n)
+    noise[0] = generator.standard_normal()
+    return lfilter([1.0], [1.0, -phi], noise)
+
+
+# What the score of a frame is of a standard normal number.
+MARGINALS = {
+    "normal": lambda z: z,
+    "log-normal": lambda z: np.exp(0.3 * z),
+    "exponential": lambda z: -np.log(ndtr(-z)),
+    "largest of many": lambda z: 5.0 - np.log(-np.log(ndtr(z))),
+}
+
+
+def rates(tau, n, marginal, repeats, rate=0.01, sort=False):
+    """False-alarm rates, each known exactly, of thresholds from simulated calibration frames."""
+    grid = np.linspace(-6.0, 7.5, 4001)
+    table = MARGINALS[marginal](grid)
+    found = []
+    for k in range(repeats):
+        scores = MARGINALS[marginal](autoregressive(n, tau, np.random.default_rng([17, k])))
+        scores = np.sort(scores) if sort else scores
+        found.append(ndtr(-np.interp(false_alarm_threshold(scores, rate), table, grid)))
+    return np.mean(found), np.std(found) / math.sqrt(repeats)
+
+
+@pytest.mark.parametrize("marginal", MARGINALS)
+@pytest.mark.filterwarnings("ignore:a false-alarm rate")
+def test_the_rate_holds_on_frames_of_a_trajectory(marginal):
+    """1 % from 300 frames with a correlation time of 49: within 0.5 to 1.5 %."""
+    mean, error = rates(49.0, 300, marginal, 400)
+    assert mean - error > 0.005
+    assert mean < 0.015 + error
+    without, error = rates(49.0, 300, marginal, 400, sort=True)
+    assert without > 0.03 - 2 * error  # as if they were independent
+
+
+@pytest.mark.parametrize(("tau", "n"), [(9.0, 300), (19.0, 300), (9.0, 1000), (49.0, 1500)])
+@pytest.mark.filterwarnings("ignore:a false-alarm rate")
+def test_the_rate_comes_nearer_with_more_frames(tau, n):
+    mean, error = rates(tau, n, "log-normal", 250)
+    assert mean + 2 * error > 0.0075
+    assert mean - 2 * error < 0.0125
+
+
+def test_independent_frames_give_the_order_statistic_to_the_bit():
+    for seed in range(30):
+        scores = np.random.default_rng(seed).gamma(2.0, size=250)
+        assert false_alarm_threshold(scores, 0.01) == np.sort(scores)[248]
+
+
+def test_what_correlated_frames_cannot_promise_is_said():
+    scores = np.exp(autoregressive(300, 49.0, np.random.default_rng(0)))
+    with pytest.warns(
+        UncertaintyWarning, match=r"needs 99 independent .* the 300, correlated and w"
+    ):
+        level = alarm_level(scores, 0.01)
+    assert not level.promised
+    assert level.n_effective < 20
+    assert level.threshold > np.sort(scores)[297]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert alarm_level(scores, 0.3).promised
+        assert alarm_level(scores, 0.6).threshold == np.sort(scores)[math.ceil(301 * 0.4) - 1]
+        assert alarm_level(scores, 0.01, np.arange(300)) == (np.sort(scores)[297], 300.0, True)
+
+
+@pytest.mark.parametrize(("rate", "n"), [(0.05, 1000), (0.01, 300)])
+@pytest.mark.filterwarnings("ignore:a false-alarm rate")
+def test_the_rate_holds_for_eight_times_as_many_atoms(rate, n):
+    """The largest of eight independent parts, each like a calibration frame; beyond it without."""
+    found, naive = [], []
+    for k in range(200):
+        scores = np.random.default_rng([3, k]).gamma(4.0, size=n)
+        limits = [alarm_level(scores, rate, size=size).threshold for size in (8.0, 1.0)]
+        alarms = -np.expm1(8 * np.log(gammainc(4.0, limits)))
+        found.append(alarms[0])
+        naive.append(alarms[1])
+    assert np.mean(naive) > 5 * rate
+    assert rate / 1.5 < np.mean(found) < 1.5 * rate
+    assert alarm_level(scores, rate, size=0.2).threshold == limits[1]
+
+
+def test_a_size_beyond_the_calibration_frames_is_said():
+    scores = np.random.default_rng(0).gamma(4.0, size=150)
+    with pytest.warns(UncertaintyWarning, match=r"0.01 \(0.0013 for as many atoms as .* needs 796"):
+        level = alarm_level(scores, 0.01, size=8.0)
+    assert level.n_effective == 150
+    assert level.threshold > scores.max()

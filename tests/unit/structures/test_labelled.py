@@ -15,7 +15,7 @@ from labelled_files import labelled, write
 
 from ase_bayesmlip.cli.main import main
 from ase_bayesmlip.config import KeysConfig
-from ase_bayesmlip.structures.labelled import read_frames, sha256, split_validation
+from ase_bayesmlip.structures.labelled import read_frames, sha256, split_validation, trajectories
 from ase_bayesmlip.structures.partly_labelled import read_evaluation_frames
 from ase_bayesmlip.structures.reading import DataError, read_structures, split_slice
 
@@ -354,3 +354,13 @@ def test_one_frame_cannot_be_split(tmp_path):
     frames = read_frames(write(tmp_path / "a.extxyz", labelled()))
     with pytest.raises(DataError, match=r"cannot be split.*give data\.valid"):
         split_validation(frames, 0.5, 0)
+
+
+def test_trajectories_of_files_and_of_a_key(tmp_path):
+    frames = [labelled(seed) for seed in range(5)]
+    for k in (1, 2):
+        frames[k].info["trajectory"] = "second"
+    paths = [str(tmp_path / name) for name in ("a.extxyz", "b.extxyz")]
+    write(paths[0], frames[:3])
+    write(paths[1], frames[3:])
+    assert trajectories(read_frames(paths)) == [0, 1, 1, 2, 2]
