@@ -136,11 +136,12 @@ class PairFunctions(nn.Module):
         kind = species.argmax(dim=1)
         of_edge = self.n_species * kind.index_select(0, edge_index[0])
         pairs = self.of_pairs(of_edge + kind.index_select(0, edge_index[1]))
-        near = self.nearness(distances.detach())
+        near = self.nearness(distances)
         values = torch.stack([bond(distances, pairs), zbl(distances, pairs), near], dim=1)
         zeros = values.new_zeros((species.shape[0], 3))
         sums = zeros.index_add(0, edge_index[0], values)
-        found = bonded(sums[:, 0]), sums[:, 1], presence(sums[:, 2])
+        # No uncertainty is differentiated by positions.
+        found = bonded(sums[:, 0]), sums[:, 1], presence(sums[:, 2].detach())
         return PairTerms(found[0], found[1], found[2], held(distances, pairs))
 
     def of_pairs(self, pair: Tensor) -> PairTable:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from cases import n_cases
+from fuzz_cases import n_cases
 from tiny import CONTENT, DATA
 
 from ase_bayesmlip.cli.main import main

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from ase import units
 from ase.build import bulk, molecule
-from cases import n_cases
+from fuzz_cases import n_cases
 from strict_extxyz import DoubtError, contents
 
 from ase_bayesmlip.structures.labelled import read_frames

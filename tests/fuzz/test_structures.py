@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 from ase import Atoms
-from cases import n_cases
+from fuzz_cases import n_cases
 
 from ase_bayesmlip.serving.runtime import load_model
 from ase_bayesmlip.structures.checks import check_distances, check_structure

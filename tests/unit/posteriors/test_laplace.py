@@ -91,10 +91,11 @@ def test_precision_is_curvature_over_noise_plus_prior(kind):
     assert torch.equal(gaussian.mean, readout_weights(potential).detach())
 
 
-def test_curvature_is_summed_over_batches(monkeypatch):
-    whole = laplace_state().gaussians[0]
+@pytest.mark.parametrize("by_element", [True, False])
+def test_curvature_is_summed_over_batches(by_element, monkeypatch):
+    whole = laplace_state(by_element=by_element).gaussians[0]
     monkeypatch.setattr(laplace, "BATCH", 3)
-    config = config_of()
+    config = config_of(by_element=by_element)
     stage = laplace.Curvature(tiny_potential(config), *tiny_sets(config), config, 0)
     assert stage.n_steps == 3
     metrics = [stage.step(index) for index in range(3)]

@@ -135,7 +135,8 @@ def tolerances_of(program):
     def tolerance(field):
         # Slopes of cubic Hermite interpolation lose a factor of 3 n du/dr, about n, to values.
         loss = n_intervals if field in SLOPES else 3.0
-        return program.table_error * loss * (2.0 if "_cov_" in field or "_var_" in field else 1.0)
+        # Squares have twice the error, of differences between members that are smaller than these.
+        return program.table_error * loss * (4.0 if "_cov_" in field or "_var_" in field else 1.0)
 
     return tolerance
 
@@ -245,7 +246,8 @@ def test_a_single_member_knows_nothing_epistemic(programs, graphs):
     _, program = programs("point")
     prediction = run(program, graphs("batch"))
     for name, value in prediction._asdict().items():
-        assert (value is None) == ("epistemic" in name or name == "forces_dof"), name
+        unknown = "epistemic" in name or name in ("forces_dof", "feature_distance")
+        assert (value is None) == unknown, name
     torch.testing.assert_close(prediction.forces_members[0], prediction.forces, rtol=0.0, atol=0.0)
 
 
