@@ -114,9 +114,9 @@ def test_what_cannot_be_started_from_is_refused(start, tmp_path):
         fit(tmp_path / "run", EVIDENTIAL, {}, around(start, "frozen"))
     with pytest.raises(ValueError, match="holds 1 members; 2 are asked for"):
         fit(tmp_path / "run", EVIDENTIAL, VECTORS, around(start, "frozen", members=2))
-    fit(tmp_path / "coupled", EVIDENTIAL, VECTORS, around(start, "frozen"))
-    with pytest.raises(ValueError, match=r"\(loss\.coupling: 5\.0 -> 0\.0\)"):
-        fit(tmp_path / "run", PAPER, VECTORS, around(tmp_path / "coupled", "frozen"))
+    fit(tmp_path / "leverage", EVIDENTIAL, VECTORS, around(start, "frozen"))
+    with pytest.raises(ValueError, match=r"\(loss\.coupling: None -> 0\.0\)"):
+        fit(tmp_path / "run", PAPER, VECTORS, around(tmp_path / "leverage", "frozen"))
     assert not (tmp_path / "run").exists()
 
 

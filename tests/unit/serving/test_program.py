@@ -160,7 +160,8 @@ def test_a_lean_program_leaves_out_what_the_draws_are_for(name, programs, graphs
 @pytest.mark.parametrize("name", ["ensemble", "laplace", "laplace_elements", "race"])
 def test_kernels_in_single_precision_say_the_same(name, structure, compiled, graphs):
     model, program = compiled(name)
-    assert_same_fields(model, program, graphs(structure), lambda field: 1e-4)
+    # Squares of drawn deviations, which are differences of larger numbers.
+    assert_same_fields(model, program, graphs(structure), lambda f: 1e-3 if "_cov_" in f else 1e-4)
 
 
 def test_the_published_energy_noise(eager, graphs):
