@@ -118,9 +118,7 @@ def test_unknown_fields_stay_unknown():
 
 # One with members, one with drawn readouts in the short run.
 KINDS_AND_DTYPES = [
-    pytest.param(
-        name, dtype, marks=[] if name in ("small", "laplace_mixture") else pytest.mark.slow
-    )
+    pytest.param(name, dtype, marks=[] if name == "small" else pytest.mark.slow)
     for name, dtype in [*((name, "float64") for name in KINDS), ("small", "float32")]
 ]
 

@@ -89,6 +89,7 @@ def test_wrong_arguments_are_explained(tmp_path, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_demo_tells_its_story(tmp_path, monkeypatch):
     pytest.importorskip("tblite")
     monkeypatch.setattr(demo, "N_COLD", 60)

@@ -23,6 +23,7 @@ def test_serve_a_folder_that_is_no_run(tmp_path, capsys):
     assert not (tmp_path / "model.pt").exists()
 
 
+@pytest.mark.slow
 def test_from_frames_to_a_served_file(write_config, tmp_path, data_folder, capsys, ethanol, reads):
     run, path = tmp_path / "run", tmp_path / "model.pt"
     assert main(["train", str(write_config()), "--out", str(run), "--quiet"]) == 0
