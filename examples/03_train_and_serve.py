@@ -15,6 +15,7 @@ from ase_bayesmlip import BayesianCalculator
 from ase_bayesmlip.config import Config, from_dict
 from ase_bayesmlip.posteriors import RunOptions, ensemble
 from ase_bayesmlip.serving.export import export_members
+from ase_bayesmlip.serving.home import load_home
 
 data = files("ase_bayesmlip.data")
 config = from_dict(
@@ -35,7 +36,8 @@ if __name__ == "__main__":
     folder = Path(tempfile.mkdtemp())
     state = ensemble.fit(config, folder / "run", RunOptions(progress=False))
     members = ensemble.draw(state, None, torch.Generator())
-    export_members(members, state.config, state.record, folder / "model.pt")
+    home = load_home(state.config, state.record)  # for what is fitted to all members together
+    export_members(members, state.config, state.record, folder / "model.pt", home=home)
 
     atoms = read(str(data / "co2_test.extxyz"), index=0)
     atoms.calc = BayesianCalculator(folder / "model.pt")

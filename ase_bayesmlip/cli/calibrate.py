@@ -59,7 +59,7 @@ def label_names(card: ModelCard, path: Path) -> tuple[KeysConfig, str]:
     return keys, data.get("units", "kcal/mol")
 
 
-def score_frames(model: Path, frames: Sequence[LabelledFrame]) -> None:
+def score_frames(model: Path, frames: Sequence[LabelledFrame]) -> ModelCard:
     """Keep the scores of calibration frames in a file: a monitor's thresholds come from them."""
     from ase_bayesmlip.calculator import BayesianCalculator
     from ase_bayesmlip.scores import calibration_record
@@ -71,7 +71,9 @@ def score_frames(model: Path, frames: Sequence[LabelledFrame]) -> None:
     atoms = [frame.atoms for frame in used]
     found = calibration_record(calculator.evaluate(atoms), atoms, trajectories(used))
     record = {**_checksums(frames), **found}
-    replace_card(model, dataclasses.replace(calculator.card, calibration=record))
+    card = dataclasses.replace(calculator.card, calibration=record)
+    replace_card(model, card)
+    return card
 
 
 def frames_of_folds(config: Config, record: dict[str, Any]) -> list[list[Atoms]]:

@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def describe(card: ModelCard) -> dict[str, str]:
     """Title -> text, in the order of printing."""
-    return rows(card) | {"thresholds from": _thresholds(card)}
+    return rows(card) | {"thresholds from": thresholds(card)}
 
 
 def describe_code(path: Path, card: ModelCard) -> dict[str, str]:
@@ -70,7 +70,7 @@ def describe_code(path: Path, card: ModelCard) -> dict[str, str]:
     return rows
 
 
-def _thresholds(card: ModelCard) -> str:
+def thresholds(card: ModelCard) -> str:
     """Frames that thresholds come from, and the smallest false-alarm rate that they promise."""
     folds = card.calibration.get("folds", [])
     parts = [fold["scores"] for fold in folds] or [card.calibration.get("scores", {})]

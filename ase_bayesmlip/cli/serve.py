@@ -47,6 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from ase_bayesmlip.cli.calibrate import frames_of_folds, score_folds, score_frames
+    from ase_bayesmlip.cli.inspect import thresholds
     from ase_bayesmlip.metrics.reach import promise
     from ase_bayesmlip.posteriors import POSTERIORS
     from ase_bayesmlip.posteriors.run_folder import read_run
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
     paths = arguments.calibration or data.calibration
     # Read before anything is written: a mistake here must not leave a file without thresholds.
     frames = read_frames(paths, data.keys, data.units) if paths else []
-    n_kept = len(unseen(frames, state.record)[0])  # refuses those of the training
+    unseen(frames, state.record)  # refuses those of the training
     folds = None if frames else getattr(state.config.posterior, "folds", None)
     if folds and len(members) < state.config.posterior.members:
         raise ValueError(
@@ -78,8 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
     for note in card.unfinished:
         print(f"unfinished: {note}", file=sys.stderr)
     if frames and card.has_score:
-        print(f"{n_kept} calibration frames: {promise(n_kept)}")
-        score_frames(out, frames)
+        print(thresholds(score_frames(out, frames)))
     elif parts:
         n, least = sum(map(len, parts)), min(map(len, parts))
         print(f"{n} training frames in {folds} folds, no others: {promise(least)}")

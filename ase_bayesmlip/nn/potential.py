@@ -21,6 +21,8 @@ from ase_bayesmlip.nn.radial import RadialBasis
 from ase_bayesmlip.prediction import MemberOutput
 
 MAX_ATOMIC_NUMBER = 118
+# At the peak of a step, of an edge, for what depends on its distance alone: twice what is kept.
+NUMBERS_PER_PAIR = 72
 
 
 class Strata(NamedTuple):
@@ -137,7 +139,8 @@ class Potential(nn.Module):
             torch.randn(len(atomic_numbers), channels, generator=generator, dtype=torch.float64)
         )
         self.layers = nn.ModuleList(layers)
-        self.numbers_per_edge = sum(layer.numbers_per_edge for layer in layers)
+        of_pairs = NUMBERS_PER_PAIR if anchored or repulsion else 0
+        self.numbers_per_edge = of_pairs + sum(layer.numbers_per_edge for layer in layers)
         self.readouts = nn.ModuleList(
             LayerReadout(item, channels, readout_hidden, n_scalars, noise.has_tensor, generator)
             for item in irreps

@@ -42,6 +42,7 @@ import yaml
 from calibration_sets import DATASETS as SETS
 from cases import conditions, record
 from evidential import CONFIGS, EFFICIENT, FRACTIONS, configurations, train
+from evidential_rows import COLUMNS as OF_LAWS
 from evidential_rows import DATASETS, ROWS, evaluate_dataset, served
 
 from ase_bayesmlip import BayesianCalculator
@@ -240,20 +241,13 @@ COLUMNS = {
         "epochs": ("epochs", ".0f"),
     },
     "evidence": {
-        "forces_mae_meV_per_A": ("force MAE, meV/Å", ".1f"),
-        "miscalibration_area": ("miscalibration area", ".3f"),
-        "forces_nll": ("NLL, nats", ".2f"),
-        "energy_score_meV_per_A": ("energy score, meV/Å", ".1f"),
-        "spearman": ("Spearman, epistemic", ".2f"),
-        "spearman_total": ("Spearman, total", ".2f"),
+        **{name: OF_LAWS[name] for name in list(OF_LAWS)[:6]},
         "ceiling": ("its ceiling", ".2f"),
         "sd_ln_sigma": ("sd(ln σ)", ".2f"),
-        "auroc": ("AUROC", ".3f"),
+        "auroc": OF_LAWS["auroc"],
     },
     "efficiency": {
-        "forces_mae_meV_per_A": ("force MAE, meV/Å", ".1f"),
-        "forces_nll": ("NLL, nats", ".2f"),
-        "spearman_total": ("Spearman, total", ".2f"),
+        name: OF_LAWS[name] for name in ("forces_mae_meV_per_A", "forces_nll", "spearman_total")
     },
 }
 COLUMNS["race"] = COLUMNS["losses"]

@@ -35,6 +35,7 @@ from ase_bayesmlip.metrics import (
 from ase_bayesmlip.posteriors import POSTERIORS, ensemble
 from ase_bayesmlip.posteriors.run_folder import read_run
 from ase_bayesmlip.serving.export import export_members
+from ase_bayesmlip.serving.home import load_home
 from ase_bayesmlip.structures.labelled import LabelledFrame, read_frames
 
 RUNS = {
@@ -59,15 +60,16 @@ def served_files(runs: Path, folder: Path, samples: int | None) -> Iterator[tupl
         config, _ = read_run(runs / name)
         posterior = POSTERIORS[config.posterior.kind]
         state = posterior.load(runs / name)
+        home = load_home(state.config, state.record)
         if posterior is ensemble:
             single = dataclasses.replace(state.config, posterior=PointConfig())
             path = folder / "point.pt"
-            export_members(state.potentials()[:1], single, state.record, path)
+            export_members(state.potentials()[:1], single, state.record, path, home=home)
             yield POINT, path
         path = folder / f"{name}.pt"
         count = None if posterior is ensemble else samples
         members = posterior.draw(state, count, torch.Generator().manual_seed(0))
-        export_members(members, state.config, state.record, path, seed=0)
+        export_members(members, state.config, state.record, path, seed=0, home=home)
         yield title, path
 
 

@@ -135,8 +135,11 @@ def tolerances_of(program):
     def tolerance(field):
         # Slopes of cubic Hermite interpolation lose a factor of 3 n du/dr, about n, to values.
         loss = n_intervals if field in SLOPES else 3.0
-        # Squares have twice the error, of differences between members that are smaller than these.
-        return program.table_error * loss * (4.0 if "_cov_" in field or "_var_" in field else 1.0)
+        # Squares have twice the error; the energy's is of the difference of sums over atoms.
+        squared = 3.0 if field == "energy_var_epistemic" else 2.0
+        return (
+            program.table_error * loss * (squared if "_cov_" in field or "_var_" in field else 1.0)
+        )
 
     return tolerance
 
@@ -160,8 +163,11 @@ def test_a_lean_program_leaves_out_what_the_draws_are_for(name, programs, graphs
 @pytest.mark.parametrize("name", ["ensemble", "laplace", "laplace_elements", "race"])
 def test_kernels_in_single_precision_say_the_same(name, structure, compiled, graphs):
     model, program = compiled(name)
-    # Squares of drawn deviations, which are differences of larger numbers.
-    assert_same_fields(model, program, graphs(structure), lambda f: 1e-3 if "_cov_" in f else 1e-4)
+    # Weights by element are known less well: squares of their deviations amplify the round-off.
+    squares = 1e-3 if name == "laplace_elements" else 1e-4
+    assert_same_fields(
+        model, program, graphs(structure), lambda field: squares if "_cov_" in field else 1e-4
+    )
 
 
 def test_the_published_energy_noise(eager, graphs):
